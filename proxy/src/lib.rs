@@ -1,0 +1,13 @@
+//! The gateway: everything between an accepted socket and a relay into a sandbox.
+//!
+//! Start reading at `stack`: it turns the lists of the configuration into the four stacks of layers. `gateway`
+//! assembles the parts and is what the `postern` command runs.
+
+#![deny(missing_docs)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+// Foundation.
+
+// Lifecycle.
+
+// Relay plane.
