@@ -11,3 +11,4 @@
 // Lifecycle.
 
 // Relay plane.
+pub mod auth;
