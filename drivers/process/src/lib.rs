@@ -1,0 +1,1 @@
+//! Compute driver that runs supervisor and agent as processes of this host.
