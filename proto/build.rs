@@ -42,11 +42,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ".openshell.v1.ExecSandboxStderr",
         ".openshell.v1.ExecSandboxInput",
     ]);
-    config.skip_debug(
-        secret_messages
-            .iter()
-            .map(|(message, _)| format!(".{}", message.full_name())),
-    );
+    config
+        .skip_debug(secret_messages.iter().map(|(message, _)| format!(".{}", message.full_name())));
     for (message, _) in &secret_messages {
         // Skipping a message skips its oneofs too; these hold no secret of their own.
         for group in message.oneofs().filter(|group| !is_synthetic(group)) {
@@ -66,10 +63,13 @@ fn prost_types_set(
     Ok(tonic_prost_build::FileDescriptorSet::decode(encoded)?)
 }
 
-/// Every message with at least one secret field, and the names of these fields.
+/// A message and the names of its secret fields.
+type WithSecrets = (MessageDescriptor, Vec<String>);
+
+/// Every message with at least one secret field.
 fn messages_with_secrets(
     pool: &DescriptorPool,
-) -> Result<Vec<(MessageDescriptor, Vec<String>)>, Box<dyn std::error::Error>> {
+) -> Result<Vec<WithSecrets>, Box<dyn std::error::Error>> {
     let secret = pool
         .get_extension_by_name("openshell.options.v1.secret")
         .ok_or("options.proto lost its `secret` option")?;
@@ -78,10 +78,7 @@ fn messages_with_secrets(
         let secrets: Vec<String> = message
             .fields()
             .filter(|field| {
-                matches!(
-                    field.options().get_extension(&secret).as_ref(),
-                    Value::Bool(true)
-                )
+                matches!(field.options().get_extension(&secret).as_ref(), Value::Bool(true))
             })
             .map(|field| field.name().to_owned())
             .collect();
@@ -94,49 +91,31 @@ fn messages_with_secrets(
 
 fn write_masked_debug(
     out: &Path,
-    messages: &[(MessageDescriptor, Vec<String>)],
+    messages: &[WithSecrets],
 ) -> Result<(), Box<dyn std::error::Error>> {
     let mut code = String::new();
     for (message, secrets) in messages {
         let module = message.package_name().replace('.', "::");
-        writeln!(
-            code,
-            "impl ::std::fmt::Debug for crate::{module}::{} {{",
-            message.name()
-        )?;
+        writeln!(code, "impl ::std::fmt::Debug for crate::{module}::{} {{", message.name())?;
         writeln!(
             code,
             "    fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {{"
         )?;
         writeln!(code, "        f.debug_struct(\"{}\")", message.name())?;
         for field in message.fields() {
-            if field
-                .containing_oneof()
-                .is_some_and(|group| !is_synthetic(&group))
-            {
+            if field.containing_oneof().is_some_and(|group| !is_synthetic(&group)) {
                 continue;
             }
             let name = field.name();
             if secrets.iter().any(|secret| secret == name) {
-                writeln!(
-                    code,
-                    "            .field(\"{name}\", &crate::secrets::MASK)"
-                )?;
+                writeln!(code, "            .field(\"{name}\", &crate::secrets::MASK)")?;
             } else {
-                writeln!(
-                    code,
-                    "            .field(\"{name}\", &self.{})",
-                    identifier(name)
-                )?;
+                writeln!(code, "            .field(\"{name}\", &self.{})", identifier(name))?;
             }
         }
         for group in message.oneofs().filter(|group| !is_synthetic(group)) {
             let name = group.name();
-            writeln!(
-                code,
-                "            .field(\"{name}\", &self.{})",
-                identifier(name)
-            )?;
+            writeln!(code, "            .field(\"{name}\", &self.{})", identifier(name))?;
         }
         writeln!(code, "            .finish()\n    }}\n}}")?;
     }
@@ -147,15 +126,9 @@ fn write_masked_debug(
 /// proto3 `optional` is a oneof of one field on the wire and an `Option` in Rust.
 fn is_synthetic(group: &prost_reflect::OneofDescriptor) -> bool {
     group.fields().len() == 1
-        && group
-            .fields()
-            .all(|field| field.field_descriptor_proto().proto3_optional())
+        && group.fields().all(|field| field.field_descriptor_proto().proto3_optional())
 }
 
 fn identifier(name: &str) -> String {
-    if KEYWORDS.contains(&name) {
-        format!("r#{name}")
-    } else {
-        name.to_owned()
-    }
+    if KEYWORDS.contains(&name) { format!("r#{name}") } else { name.to_owned() }
 }

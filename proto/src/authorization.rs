@@ -117,11 +117,9 @@ impl AuthorizationTable {
     pub fn from_pool(pool: &DescriptorPool, services: &[&str]) -> Result<Self, LoadError> {
         let mut rules = HashMap::new();
         for name in services {
-            let service =
-                pool.get_service_by_name(name)
-                    .ok_or_else(|| LoadError::MissingService {
-                        service: (*name).to_owned(),
-                    })?;
+            let service = pool
+                .get_service_by_name(name)
+                .ok_or_else(|| LoadError::MissingService { service: (*name).to_owned() })?;
             for method in service.methods() {
                 let path = format!("/{name}/{}", method.name());
                 let rule = read_rule(pool, &method, &path)?;
@@ -153,21 +151,14 @@ fn read_rule(
         .ok_or(LoadError::MissingOption)?;
     let options = method.options();
     if !options.has_extension(&option) {
-        return Err(LoadError::MissingRule {
-            method: path.to_owned(),
-        });
+        return Err(LoadError::MissingRule { method: path.to_owned() });
     }
     let value = options.get_extension(&option);
     let Value::Message(rule) = value.as_ref() else {
-        return Err(LoadError::MissingRule {
-            method: path.to_owned(),
-        });
+        return Err(LoadError::MissingRule { method: path.to_owned() });
     };
-    let unknown = |field, value: String| LoadError::UnknownValue {
-        method: path.to_owned(),
-        field,
-        value,
-    };
+    let unknown =
+        |field, value: String| LoadError::UnknownValue { method: path.to_owned(), field, value };
     let mode = match text(rule, "auth_mode").as_str() {
         "unauthenticated" => AuthMode::Unauthenticated,
         "bearer" => AuthMode::Bearer,
@@ -213,14 +204,11 @@ mod tests {
     fn every_served_method_has_a_rule() {
         let table = AuthorizationTable::load().expect("the contract is complete");
         assert_eq!(table.iter().count(), 90);
-        let rule = table
-            .rule("/openshell.v1.OpenShell/RelayStream")
-            .expect("is in the contract");
+        let rule = table.rule("/openshell.v1.OpenShell/RelayStream").expect("is in the contract");
         assert_eq!(rule.mode, AuthMode::Sandbox);
         assert!(rule.client_streaming && rule.server_streaming);
-        let info = table
-            .rule("/openshell.v1.OpenShell/GetGatewayInfo")
-            .expect("is in the contract");
+        let info =
+            table.rule("/openshell.v1.OpenShell/GetGatewayInfo").expect("is in the contract");
         assert!(info.platform_admin);
         assert_eq!(info.scope, "config:read");
         assert!(table.rule("/openshell.v1.OpenShell/Nothing").is_none());

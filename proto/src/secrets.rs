@@ -25,10 +25,7 @@ pub fn secret_fields() -> Vec<String> {
         .all_messages()
         .flat_map(|message| message.fields().collect::<Vec<_>>())
         .filter(|field| {
-            matches!(
-                field.options().get_extension(&option).as_ref(),
-                Value::Bool(true)
-            )
+            matches!(field.options().get_extension(&option).as_ref(), Value::Bool(true))
         })
         .map(|field| field.full_name().to_owned())
         .collect();
@@ -51,10 +48,7 @@ mod tests {
             "openshell.datamodel.v1.Provider.credentials",
             "openshell.compute.v1.DriverSandboxSpec.sandbox_token",
         ] {
-            assert!(
-                names.iter().any(|name| name == expected),
-                "{expected} is not in {names:?}"
-            );
+            assert!(names.iter().any(|name| name == expected), "{expected} is not in {names:?}");
         }
     }
 
