@@ -17,7 +17,7 @@ pub mod secrets;
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/contract.bin"));
 
 /// The public API and the supervisor API.
-#[allow(missing_docs, clippy::all)]
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::too_many_lines)]
 pub mod openshell {
     /// Current version.
     pub mod v1 {
@@ -61,7 +61,7 @@ pub mod openshell {
 }
 
 /// The control API of Agent Substrate.
-#[allow(missing_docs, clippy::all)]
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::too_many_lines)]
 pub mod ateapi {
     tonic::include_proto!("ateapi");
 }
