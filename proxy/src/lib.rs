@@ -9,6 +9,7 @@
 // Foundation.
 
 // Lifecycle.
+pub mod call_error;
 
 // Relay plane.
 pub mod auth;
