@@ -1,0 +1,1 @@
+//! Who is who: local certificate authority and sandbox tokens.
