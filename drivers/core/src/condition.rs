@@ -60,9 +60,7 @@ pub const TRANSIENT_REASONS: [&str; 8] = [
 /// final: a driver that means "wait" must say so with one of [`TRANSIENT_REASONS`].
 #[must_use]
 pub fn is_transient(reason: &str) -> bool {
-    TRANSIENT_REASONS
-        .iter()
-        .any(|known| known.eq_ignore_ascii_case(reason))
+    TRANSIENT_REASONS.iter().any(|known| known.eq_ignore_ascii_case(reason))
 }
 
 /// Ready=True: the runtime did its part.
@@ -152,12 +150,7 @@ pub fn derive(status: Option<&DriverSandboxStatus>) -> RuntimeState {
     if status.deleting {
         return RuntimeState::Deleting;
     }
-    let find = |wanted: &str| {
-        status
-            .conditions
-            .iter()
-            .find(|condition| condition.r#type == wanted)
-    };
+    let find = |wanted: &str| status.conditions.iter().find(|condition| condition.r#type == wanted);
     if find(SUSPENDED).is_some_and(is_true) {
         return RuntimeState::Stopped;
     }
@@ -173,10 +166,7 @@ pub fn derive(status: Option<&DriverSandboxStatus>) -> RuntimeState {
                 RuntimeState::Failed { reason, message }
             }
         }
-        None => RuntimeState::Provisioning {
-            reason: String::new(),
-            message: String::new(),
-        },
+        None => RuntimeState::Provisioning { reason: String::new(), message: String::new() },
     }
 }
 
@@ -205,10 +195,7 @@ mod tests {
     use super::*;
 
     fn status(conditions: Vec<DriverCondition>) -> DriverSandboxStatus {
-        DriverSandboxStatus {
-            conditions,
-            ..Default::default()
-        }
+        DriverSandboxStatus { conditions, ..Default::default() }
     }
 
     #[test]
@@ -218,14 +205,8 @@ mod tests {
         let stopped = suspended(true, reason::STOPPED, "", now);
 
         assert_eq!(derive(None), RuntimeState::Unknown);
-        assert_eq!(
-            derive(Some(&status(vec![up.clone()]))),
-            RuntimeState::Running
-        );
-        assert_eq!(
-            derive(Some(&status(vec![up.clone(), stopped.clone()]))),
-            RuntimeState::Stopped
-        );
+        assert_eq!(derive(Some(&status(vec![up.clone()]))), RuntimeState::Running);
+        assert_eq!(derive(Some(&status(vec![up.clone(), stopped.clone()]))), RuntimeState::Stopped);
         let mut deleting = status(vec![up, stopped]);
         deleting.deleting = true;
         assert_eq!(derive(Some(&deleting)), RuntimeState::Deleting);
@@ -249,18 +230,12 @@ mod tests {
                 );
             }
         }
-        for last in [
-            reason::PROCESS_EXITED,
-            reason::CRASH_LOOP,
-            reason::START_FAILED,
-            "ImagePullBackOff",
-        ] {
+        for last in
+            [reason::PROCESS_EXITED, reason::CRASH_LOOP, reason::START_FAILED, "ImagePullBackOff"]
+        {
             assert_eq!(
                 derive(Some(&status(vec![not_ready(last, "m", now)]))),
-                RuntimeState::Failed {
-                    reason: last.into(),
-                    message: "m".into()
-                }
+                RuntimeState::Failed { reason: last.into(), message: "m".into() }
             );
         }
     }

@@ -19,20 +19,13 @@ pub struct SandboxRef {
 impl SandboxRef {
     /// Names a sandbox by id and name.
     pub fn new(id: impl Into<String>, name: impl Into<String>) -> Self {
-        Self {
-            id: id.into(),
-            name: name.into(),
-        }
+        Self { id: id.into(), name: name.into() }
     }
 
     /// The id, or the name when no id was given. For texts of errors and logs.
     #[must_use]
     pub fn label(&self) -> &str {
-        if self.id.is_empty() {
-            &self.name
-        } else {
-            &self.id
-        }
+        if self.id.is_empty() { &self.name } else { &self.id }
     }
 }
 

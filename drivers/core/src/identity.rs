@@ -52,10 +52,7 @@ pub fn check_sandbox_id(id: &str) -> Result<(), InvalidSandboxId> {
         .char_indices()
         .find(|(_, c)| !(c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')))
     {
-        return Err(InvalidSandboxId::Character {
-            character,
-            position,
-        });
+        return Err(InvalidSandboxId::Character { character, position });
     }
     if id.starts_with('.') {
         return Err(InvalidSandboxId::LeadingDot);
@@ -121,10 +118,7 @@ mod tests {
         assert_eq!(check_sandbox_id(".."), Err(InvalidSandboxId::LeadingDot));
         for id in ["../x", "a/b", "a\0b", "a b", "ä", "a\n"] {
             assert!(
-                matches!(
-                    check_sandbox_id(id),
-                    Err(InvalidSandboxId::Character { .. })
-                ),
+                matches!(check_sandbox_id(id), Err(InvalidSandboxId::Character { .. })),
                 "{id:?}"
             );
         }

@@ -43,12 +43,7 @@ impl Inventory {
     #[must_use]
     pub fn with_backlog(events: usize) -> Self {
         let (changes, _) = broadcast::channel(events.max(1));
-        Self {
-            shared: Arc::new(Shared {
-                sandboxes: Mutex::new(BTreeMap::new()),
-                changes,
-            }),
-        }
+        Self { shared: Arc::new(Shared { sandboxes: Mutex::new(BTreeMap::new()), changes }) }
     }
 
     /// Adds a sandbox.
@@ -103,10 +98,7 @@ impl Inventory {
     pub fn tell(&self, id: &str, event: DriverPlatformEvent) {
         // Under the lock, so that an event keeps its place among the changes around it.
         let _sandboxes = self.shared.sandboxes.lock();
-        self.send(WatchEvent::Platform {
-            id: id.to_owned(),
-            event: Box::new(event),
-        });
+        self.send(WatchEvent::Platform { id: id.to_owned(), event: Box::new(event) });
     }
 
     /// The sandbox that is meant.
@@ -122,9 +114,7 @@ impl Inventory {
         } else {
             sandboxes.get(&wanted.id)
         };
-        found.cloned().ok_or_else(|| DriverError::NotFound {
-            id: wanted.label().to_owned(),
-        })
+        found.cloned().ok_or_else(|| DriverError::NotFound { id: wanted.label().to_owned() })
     }
 
     /// All sandboxes, by id.
@@ -185,9 +175,7 @@ impl Watcher {
             .map(|id| WatchEvent::Deleted { id: id.clone() })
             .collect();
         self.pending.extend(
-            sandboxes
-                .values()
-                .map(|sandbox| WatchEvent::Sandbox(Box::new(sandbox.clone()))),
+            sandboxes.values().map(|sandbox| WatchEvent::Sandbox(Box::new(sandbox.clone()))),
         );
     }
 
@@ -242,10 +230,7 @@ mod tests {
         DriverSandbox {
             id: id.into(),
             name: format!("name-{id}"),
-            spec: Some(DriverSandboxSpec {
-                sandbox_token: "secret".into(),
-                ..Default::default()
-            }),
+            spec: Some(DriverSandboxSpec { sandbox_token: "secret".into(), ..Default::default() }),
             ..Default::default()
         }
     }
@@ -274,13 +259,7 @@ mod tests {
         inventory.insert(sandbox("b")).unwrap();
         inventory.update("a", |status| status.deleting = true);
         inventory.update("a", |status| status.deleting = true);
-        inventory.tell(
-            "a",
-            DriverPlatformEvent {
-                reason: "Stopped".into(),
-                ..Default::default()
-            },
-        );
+        inventory.tell("a", DriverPlatformEvent { reason: "Stopped".into(), ..Default::default() });
         assert!(inventory.remove("a"));
         assert!(!inventory.remove("a"));
         assert_eq!(drain(&mut watch), ["+a", "+b", "+a", "!a:Stopped", "-a"]);
@@ -304,16 +283,10 @@ mod tests {
     fn ids_and_names_are_taken_once_and_tokens_are_dropped() {
         let inventory = Inventory::new();
         inventory.insert(sandbox("a")).unwrap();
-        assert!(matches!(
-            inventory.insert(sandbox("a")),
-            Err(DriverError::AlreadyExists { .. })
-        ));
+        assert!(matches!(inventory.insert(sandbox("a")), Err(DriverError::AlreadyExists { .. })));
         let mut same_name = sandbox("z");
         same_name.name = "name-a".into();
-        assert!(matches!(
-            inventory.insert(same_name),
-            Err(DriverError::AlreadyExists { .. })
-        ));
+        assert!(matches!(inventory.insert(same_name), Err(DriverError::AlreadyExists { .. })));
         let by_name = inventory.get(&SandboxRef::new("", "name-a")).unwrap();
         assert_eq!(by_name.id, "a");
         assert_eq!(by_name.spec.unwrap().sandbox_token, "");

@@ -53,9 +53,9 @@ pub struct EmptyWatchEvent;
 impl From<WatchEvent> for WatchSandboxesEvent {
     fn from(event: WatchEvent) -> Self {
         let payload = match event {
-            WatchEvent::Sandbox(sandbox) => Payload::Sandbox(WatchSandboxesSandboxEvent {
-                sandbox: Some(*sandbox),
-            }),
+            WatchEvent::Sandbox(sandbox) => {
+                Payload::Sandbox(WatchSandboxesSandboxEvent { sandbox: Some(*sandbox) })
+            }
             WatchEvent::Deleted { id } => {
                 Payload::Deleted(WatchSandboxesDeletedEvent { sandbox_id: id })
             }
@@ -66,9 +66,7 @@ impl From<WatchEvent> for WatchSandboxesEvent {
                 })
             }
         };
-        Self {
-            payload: Some(payload),
-        }
+        Self { payload: Some(payload) }
     }
 }
 
@@ -77,12 +75,10 @@ impl TryFrom<WatchSandboxesEvent> for WatchEvent {
 
     fn try_from(message: WatchSandboxesEvent) -> Result<Self, Self::Error> {
         match message.payload.ok_or(EmptyWatchEvent)? {
-            Payload::Sandbox(event) => Ok(Self::Sandbox(Box::new(
-                event.sandbox.ok_or(EmptyWatchEvent)?,
-            ))),
-            Payload::Deleted(event) => Ok(Self::Deleted {
-                id: event.sandbox_id,
-            }),
+            Payload::Sandbox(event) => {
+                Ok(Self::Sandbox(Box::new(event.sandbox.ok_or(EmptyWatchEvent)?)))
+            }
+            Payload::Deleted(event) => Ok(Self::Deleted { id: event.sandbox_id }),
             Payload::PlatformEvent(event) => Ok(Self::Platform {
                 id: event.sandbox_id,
                 event: Box::new(event.event.ok_or(EmptyWatchEvent)?),
@@ -98,10 +94,7 @@ mod tests {
     #[test]
     fn events_survive_the_wire_form() {
         let events = [
-            WatchEvent::Sandbox(Box::new(DriverSandbox {
-                id: "a".into(),
-                ..Default::default()
-            })),
+            WatchEvent::Sandbox(Box::new(DriverSandbox { id: "a".into(), ..Default::default() })),
             WatchEvent::Deleted { id: "b".into() },
             WatchEvent::Platform {
                 id: "c".into(),
@@ -115,9 +108,6 @@ mod tests {
             let wire = WatchSandboxesEvent::from(event.clone());
             assert_eq!(WatchEvent::try_from(wire), Ok(event));
         }
-        assert_eq!(
-            WatchEvent::try_from(WatchSandboxesEvent::default()),
-            Err(EmptyWatchEvent)
-        );
+        assert_eq!(WatchEvent::try_from(WatchSandboxesEvent::default()), Err(EmptyWatchEvent));
     }
 }

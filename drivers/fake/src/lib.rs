@@ -69,10 +69,7 @@ impl FakeDriver {
     /// A runtime on which sandboxes stay Starting until [`FakeDriver::set_ready`].
     #[must_use]
     pub fn held() -> Self {
-        Self {
-            held: true,
-            ..Self::default()
-        }
+        Self { held: true, ..Self::default() }
     }
 
     /// The runtime did its part: Ready=True. `false` when there is no such sandbox.
@@ -111,11 +108,7 @@ impl FakeDriver {
     #[must_use]
     pub fn calls(&self, operation: Operation, id: &str) -> usize {
         let hidden = self.hidden.lock();
-        hidden
-            .calls
-            .get(&(operation, id.to_owned()))
-            .copied()
-            .unwrap_or_default()
+        hidden.calls.get(&(operation, id.to_owned())).copied().unwrap_or_default()
     }
 
     /// The credential the sandbox holds now.
@@ -128,10 +121,7 @@ impl FakeDriver {
     fn enter(&self, operation: Operation, id: &str) -> Result<(), DriverError> {
         let mut hidden = self.hidden.lock();
         *hidden.calls.entry((operation, id.to_owned())).or_default() += 1;
-        let ordered = hidden
-            .refusals
-            .iter()
-            .position(|(refused, _)| *refused == operation);
+        let ordered = hidden.refusals.iter().position(|(refused, _)| *refused == operation);
         match ordered.and_then(|index| hidden.refusals.remove(index)) {
             Some((_, error)) => Err(error),
             None => Ok(()),
@@ -190,15 +180,10 @@ impl ComputeDriver for FakeDriver {
             .as_mut()
             .map(|spec| std::mem::take(&mut spec.sandbox_token))
             .unwrap_or_default();
-        sandbox.status = Some(DriverSandboxStatus {
-            sandbox_name: sandbox.name.clone(),
-            ..Default::default()
-        });
+        sandbox.status =
+            Some(DriverSandboxStatus { sandbox_name: sandbox.name.clone(), ..Default::default() });
         self.inventory.insert(sandbox)?;
-        self.hidden
-            .lock()
-            .tokens
-            .insert(id.clone(), SandboxToken::new(token));
+        self.hidden.lock().tokens.insert(id.clone(), SandboxToken::new(token));
         self.event(&id, "Scheduled", "sandbox is kept in memory");
         self.begin(&id);
         Ok(())
