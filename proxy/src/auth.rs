@@ -7,6 +7,10 @@
 //! Three rules hold everywhere: a sandbox never becomes a user, a bad credential never falls back to a weaker one,
 //! and the answer to a question about somebody else's sandbox does not depend on whether that sandbox exists.
 
+pub mod clock;
+pub mod local_dev;
+pub mod sandbox_token;
+
 use std::time::SystemTime;
 
 use crate::call_error::CallError;
@@ -64,6 +68,8 @@ pub enum IdentityProvider {
 pub struct SandboxPrincipal {
     /// The sandbox that its token is bound to.
     pub sandbox_id: String,
+    /// When the token was minted; `None` when it did not come from a token (tests, other drivers).
+    pub issued_at: Option<SystemTime>,
     /// When the token ends; `None` for a token without end.
     pub expires_at: Option<SystemTime>,
 }
@@ -145,6 +151,19 @@ impl Principal {
     }
 }
 
+// === impl SandboxPrincipal ===
+
+impl SandboxPrincipal {
+    /// The supervisor of `sandbox_id`, by a token of unknown age and without end.
+    pub fn new(sandbox_id: impl Into<String>) -> Self {
+        Self {
+            sandbox_id: sandbox_id.into(),
+            issued_at: None,
+            expires_at: None,
+        }
+    }
+}
+
 // === impl User ===
 
 impl User {
@@ -201,10 +220,7 @@ mod tests {
     use super::*;
 
     fn sandbox(id: &str) -> Principal {
-        Principal::Sandbox(SandboxPrincipal {
-            sandbox_id: id.to_owned(),
-            expires_at: None,
-        })
+        Principal::Sandbox(SandboxPrincipal::new(id))
     }
 
     #[test]
