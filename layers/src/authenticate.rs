@@ -311,7 +311,8 @@ where
             match this.state.as_mut().project() {
                 StateProj::Judging { judgement, waiting } => {
                     let outcome = ready!(judgement.poll(cx));
-                    let (mut service, request) = waiting.take().expect("taken only on the way out of this state");
+                    let (mut service, request) =
+                        waiting.take().expect("taken only on the way out of this state");
                     match judged(this.shared, outcome, request) {
                         Ok(request) => {
                             let future = service.call(request);
@@ -362,12 +363,15 @@ where
             head.extensions.insert(principal);
             return Ok(Request::from_parts(head, body));
         }
-        Outcome::Unavailable(detail) => {
-            Refusal::new("authenticate", Code::Unavailable, "the caller cannot be authenticated now; retry later")
-                .with_detail(detail)
-        }
+        Outcome::Unavailable(detail) => Refusal::new(
+            "authenticate",
+            Code::Unavailable,
+            "the caller cannot be authenticated now; retry later",
+        )
+        .with_detail(detail),
         Outcome::Rejected(detail) => {
-            Refusal::new("authenticate", Code::Unauthenticated, "unauthenticated").with_detail(detail)
+            Refusal::new("authenticate", Code::Unauthenticated, "unauthenticated")
+                .with_detail(detail)
         }
         // Answered above.
         Outcome::NotMine => Refusal::new("authenticate", Code::Unauthenticated, "unauthenticated"),
@@ -376,7 +380,11 @@ where
     Err(refusal_response(Protocol::of(&head.headers), head.version, refusal))
 }
 
-fn refusal_response<T: Default>(protocol: Protocol, version: Version, refusal: Refusal) -> Response<T> {
+fn refusal_response<T: Default>(
+    protocol: Protocol,
+    version: Version,
+    refusal: Refusal,
+) -> Response<T> {
     let unauthenticated = refusal.code() == Code::Unauthenticated;
     let mut response = refuse::response(protocol, version, refusal);
     if unauthenticated && protocol == Protocol::Http {

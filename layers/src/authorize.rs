@@ -178,10 +178,12 @@ where
             match this.state.as_mut().project() {
                 StateProj::Deciding { decision, waiting } => {
                     let decided = ready!(decision.poll(cx));
-                    let (mut service, request) = waiting.take().expect("taken only on the way out of this state");
+                    let (mut service, request) =
+                        waiting.take().expect("taken only on the way out of this state");
                     if let Err(denied) = decided {
                         let protocol = Protocol::of(request.headers());
-                        let response = refuse::response(protocol, request.version(), denied.refusal());
+                        let response =
+                            refuse::response(protocol, request.version(), denied.refusal());
                         return Poll::Ready(Ok(response));
                     }
                     let future = service.call(request);
@@ -250,7 +252,10 @@ mod tests {
     async fn what_is_denied_gets_one_fixed_answer() {
         let response = ask("/theirs", false).await;
         assert_eq!(response.status(), 403);
-        assert_eq!(response.extensions().get::<Refusal>().unwrap().detail(), Some("/theirs is not yours"));
+        assert_eq!(
+            response.extensions().get::<Refusal>().unwrap().detail(),
+            Some("/theirs is not yours")
+        );
         let (one, other) = (ask("/theirs", true).await, ask("/nowhere", true).await);
         assert_eq!(one.headers()["grpc-status"], "7");
         assert_eq!(one.headers(), other.headers(), "an answer does not tell what exists");

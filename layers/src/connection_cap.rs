@@ -103,7 +103,10 @@ impl Config {
     pub fn validate(&self) -> Vec<Fault> {
         let mut faults = Vec::new();
         require(&mut faults, self.total == 0 || self.per_peer <= self.total, "per_peer", || {
-            format!("{} is more than total = {}; lower it or raise total", self.per_peer, self.total)
+            format!(
+                "{} is more than total = {}; lower it or raise total",
+                self.per_peer, self.total
+            )
         });
         faults
     }
@@ -219,12 +222,20 @@ where
             }
             LifeProj::Refused { full } => {
                 let text = match full {
-                    Full::Total(cap) => format!("{cap} connections are open, which is the cap total = {cap}"),
+                    Full::Total(cap) => {
+                        format!("{cap} connections are open, which is the cap total = {cap}")
+                    }
                     Full::PerKey(cap) => {
-                        format!("{cap} connections of this address are open, which is the cap per_peer = {cap}")
+                        format!(
+                            "{cap} connections of this address are open, which is the cap per_peer = {cap}"
+                        )
                     }
                 };
-                Poll::Ready(Err(E::from_refusal(Refusal::new("connection_cap", Code::ResourceExhausted, text))))
+                Poll::Ready(Err(E::from_refusal(Refusal::new(
+                    "connection_cap",
+                    Code::ResourceExhausted,
+                    text,
+                ))))
             }
         }
     }
@@ -270,8 +281,14 @@ mod tests {
 
     #[test]
     fn a_subscriber_of_ipv6_counts_once() {
-        assert_eq!(counted(from("[2001:db8::1]:1").ip()), counted(from("[2001:db8::ffff:1]:1").ip()));
-        assert_ne!(counted(from("[2001:db8:0:1::1]:1").ip()), counted(from("[2001:db8::1]:1").ip()));
+        assert_eq!(
+            counted(from("[2001:db8::1]:1").ip()),
+            counted(from("[2001:db8::ffff:1]:1").ip())
+        );
+        assert_ne!(
+            counted(from("[2001:db8:0:1::1]:1").ip()),
+            counted(from("[2001:db8::1]:1").ip())
+        );
     }
 
     #[tokio::test]

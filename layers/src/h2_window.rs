@@ -105,21 +105,31 @@ impl Config {
         for (field, window) in [("stream", self.stream), ("connection", self.connection)] {
             let range = 65_535..=LARGEST_WINDOW;
             require(&mut faults, range.contains(&window), field, || {
-                format!("{} is outside of 65535 bytes to 2 GiB; write such as \"2MiB\"", format_size(window.into()))
+                format!(
+                    "{} is outside of 65535 bytes to 2 GiB; write such as \"2MiB\"",
+                    format_size(window.into())
+                )
             });
         }
         require(&mut faults, self.connection >= self.stream, "connection", || {
-            "is below stream, which could then never be filled; raise it to at least stream".to_owned()
+            "is below stream, which could then never be filled; raise it to at least stream"
+                .to_owned()
         });
         require(&mut faults, FRAME_RANGE.contains(&self.max_frame), "max_frame", || {
             format!("{} is outside of 16KiB to 16MiB - 1 byte", format_size(self.max_frame.into()))
         });
-        require(&mut faults, self.max_streams > 0, "max_streams", || "is 0, so no call could be made".to_owned());
+        require(&mut faults, self.max_streams > 0, "max_streams", || {
+            "is 0, so no call could be made".to_owned()
+        });
         require(&mut faults, self.max_header_list >= 1024, "max_header_list", || {
             "is below 1KiB, which no gRPC request fits; write at least \"4KiB\"".to_owned()
         });
-        require(&mut faults, self.keepalive_interval.is_none_or(|every| every >= Duration::from_secs(1)),
-            "keepalive_interval", || "is below 1s; write at least \"1s\", or \"off\"".to_owned());
+        require(
+            &mut faults,
+            self.keepalive_interval.is_none_or(|every| every >= Duration::from_secs(1)),
+            "keepalive_interval",
+            || "is below 1s; write at least \"1s\", or \"off\"".to_owned(),
+        );
         require(&mut faults, !self.keepalive_timeout.is_zero(), "keepalive_timeout", || {
             "is 0s, so every peer would be taken for gone; write such as \"10s\"".to_owned()
         });
@@ -174,7 +184,10 @@ mod apply {
 
         /// Configures hyper's HTTP/2 client, pings while idle included: an idle session has to notice a dead peer.
         /// Keepalive needs the builder to have a timer.
-        pub fn apply_to_client<E: Clone>(&self, builder: &mut hyper::client::conn::http2::Builder<E>) {
+        pub fn apply_to_client<E: Clone>(
+            &self,
+            builder: &mut hyper::client::conn::http2::Builder<E>,
+        ) {
             builder
                 .initial_stream_window_size(self.stream)
                 .initial_connection_window_size(self.connection)

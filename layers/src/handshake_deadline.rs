@@ -186,7 +186,11 @@ where
             return Poll::Pending;
         }
         let text = format!("the peer made no request within {}", format_duration(*this.total));
-        Poll::Ready(Err(E::from_refusal(Refusal::new("handshake_deadline", Code::DeadlineExceeded, text))))
+        Poll::Ready(Err(E::from_refusal(Refusal::new(
+            "handshake_deadline",
+            Code::DeadlineExceeded,
+            text,
+        ))))
     }
 }
 

@@ -138,7 +138,9 @@ pub fn response<B: Default>(protocol: Protocol, version: Version, refusal: Refus
     }
     match protocol {
         Protocol::Grpc => {
-            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            response
+                .headers_mut()
+                .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
             trailers_into(&refusal, response.headers_mut());
         }
         Protocol::Http => {
@@ -318,9 +320,10 @@ mod tests {
     use super::*;
 
     fn refused(protocol: Protocol) -> Response<()> {
-        let refusal = Refusal::new("rate_limit", Code::ResourceExhausted, "5 calls / 10 % für dich\n")
-            .with_detail("key 7")
-            .with_retry_after(Duration::from_millis(1_200));
+        let refusal =
+            Refusal::new("rate_limit", Code::ResourceExhausted, "5 calls / 10 % für dich\n")
+                .with_detail("key 7")
+                .with_retry_after(Duration::from_millis(1_200));
         response(protocol, Version::HTTP_2, refusal)
     }
 

@@ -170,7 +170,13 @@ trait Books: Send + Sync {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { pending: 256, pending_per_key: 32, live: 0, live_per_key: 0, classes: BTreeMap::new() }
+        Self {
+            pending: 256,
+            pending_per_key: 32,
+            live: 0,
+            live_per_key: 0,
+            classes: BTreeMap::new(),
+        }
     }
 }
 
@@ -181,10 +187,16 @@ impl Config {
         let mut faults = Vec::new();
         let above = |inner: u32, outer: u32| outer != 0 && inner > outer;
         require(&mut faults, !above(self.pending_per_key, self.pending), "pending_per_key", || {
-            format!("{} is more than pending = {}; lower it or raise pending", self.pending_per_key, self.pending)
+            format!(
+                "{} is more than pending = {}; lower it or raise pending",
+                self.pending_per_key, self.pending
+            )
         });
         require(&mut faults, !above(self.live_per_key, self.live), "live_per_key", || {
-            format!("{} is more than live = {}; lower it or raise live", self.live_per_key, self.live)
+            format!(
+                "{} is more than live = {}; lower it or raise live",
+                self.live_per_key, self.live
+            )
         });
         for (class, cap) in &self.classes {
             require(&mut faults, !above(*cap, self.live), "classes", || {
@@ -270,7 +282,10 @@ where
         let opening = match self.ledger.admit(key.as_ref(), class) {
             Ok(ticket) => {
                 // Made before the inner service is called: if that panics, the place is given back.
-                let permit = Permit { books: Arc::clone(&self.ledger) as Arc<dyn Books>, ticket: Some(ticket) };
+                let permit = Permit {
+                    books: Arc::clone(&self.ledger) as Arc<dyn Books>,
+                    ticket: Some(ticket),
+                };
                 Opening::Inner { future: self.inner.call(request), permit: Some(permit) }
             }
             Err(full) => Opening::Refused { full },
@@ -404,14 +419,18 @@ impl Full {
     fn refusal(self) -> Refusal {
         let text = match self {
             Self::Pending(cap) => {
-                format!("{cap} relays are being opened already, which is the cap pending = {cap}; retry shortly")
+                format!(
+                    "{cap} relays are being opened already, which is the cap pending = {cap}; retry shortly"
+                )
             }
             Self::PendingPerKey(cap) => format!(
                 "{cap} relays are being opened to this target already, which is the cap pending_per_key = {cap}; \
                  retry shortly"
             ),
             Self::Live(cap) => {
-                format!("{cap} relays are open or being opened, which is the cap live = {cap}; end one or retry later")
+                format!(
+                    "{cap} relays are open or being opened, which is the cap live = {cap}; end one or retry later"
+                )
             }
             Self::LivePerKey(cap) => format!(
                 "{cap} relays to this target are open or being opened, which is the cap live_per_key = {cap}; \

@@ -137,7 +137,8 @@ impl RequestId {
     fn from_header(value: &HeaderValue) -> Option<Self> {
         let sane = |byte: &u8| byte.is_ascii_alphanumeric() || b"._:+/=@-".contains(byte);
         let bytes = value.as_bytes();
-        ((1..=LONGEST).contains(&bytes.len()) && bytes.iter().all(sane)).then(|| Self(value.clone()))
+        ((1..=LONGEST).contains(&bytes.len()) && bytes.iter().all(sane))
+            .then(|| Self(value.clone()))
     }
 }
 
@@ -287,7 +288,9 @@ mod tests {
         });
         let mut request = Request::new(());
         if let Some(value) = header {
-            request.headers_mut().insert("x-request-id", HeaderValue::from_bytes(value.as_bytes()).unwrap());
+            request
+                .headers_mut()
+                .insert("x-request-id", HeaderValue::from_bytes(value.as_bytes()).unwrap());
         }
         let service = RequestIdLayer::new(config, SeededRequestIds::new(7)).layer(inner);
         let response = service.oneshot(request).await.unwrap();
@@ -304,9 +307,19 @@ mod tests {
     #[tokio::test]
     async fn other_ids_are_replaced() {
         let long = "x".repeat(LONGEST + 1);
-        for value in [None, Some(""), Some("two words"), Some("<script>"), Some("\u{e9}"), Some(long.as_str())] {
+        for value in [
+            None,
+            Some(""),
+            Some("two words"),
+            Some("<script>"),
+            Some("\u{e9}"),
+            Some(long.as_str()),
+        ] {
             let (seen, _) = ask(&Config::default(), value).await;
-            assert!(seen.len() == 32 && seen.bytes().all(|b| b.is_ascii_hexdigit()), "{value:?} gave {seen}");
+            assert!(
+                seen.len() == 32 && seen.bytes().all(|b| b.is_ascii_hexdigit()),
+                "{value:?} gave {seen}"
+            );
         }
         let strangers = Config { keep_callers: false, ..Config::default() };
         assert_ne!(ask(&strangers, Some("abc")).await.0, "abc");

@@ -305,7 +305,11 @@ where
                     }
                 },
                 StepProj::Listen => {
-                    let woken = this.signal.as_mut().as_pin_mut().is_some_and(|wait| wait.poll(cx).is_ready());
+                    let woken = this
+                        .signal
+                        .as_mut()
+                        .as_pin_mut()
+                        .is_some_and(|wait| wait.poll(cx).is_ready());
                     if woken {
                         self.as_mut().woken();
                     } else {
@@ -432,7 +436,9 @@ where
     G: ReadySignal<R>,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("session_wait::ResponseFuture").field("wait", &self.wait).finish_non_exhaustive()
+        f.debug_struct("session_wait::ResponseFuture")
+            .field("wait", &self.wait)
+            .finish_non_exhaustive()
     }
 }
 

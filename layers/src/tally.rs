@@ -43,7 +43,9 @@ pub(crate) struct Permit<K: Hash + Eq> {
 
 impl<K: Hash + Eq + Clone> Tally<K> {
     pub(crate) fn new(caps: Caps) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::new(State { caps, total: 0, refused: 0, keys: HashMap::new() }) })
+        Arc::new(Self {
+            state: Mutex::new(State { caps, total: 0, refused: 0, keys: HashMap::new() }),
+        })
     }
 
     /// Replaces the caps; what is in progress goes on.

@@ -212,8 +212,10 @@ where
         loop {
             match this.state.as_mut().project() {
                 StateProj::Handshake { accept, waiting } => {
-                    let stream = ready!(accept.poll(cx)).map_err(|source| HandshakeFailed { source })?;
-                    let (mut service, rest) = waiting.take().expect("taken only on the way out of this state");
+                    let stream =
+                        ready!(accept.poll(cx)).map_err(|source| HandshakeFailed { source })?;
+                    let (mut service, rest) =
+                        waiting.take().expect("taken only on the way out of this state");
                     let future = service.call(C::join(stream, rest));
                     this.state.set(State::Serving { future });
                 }
@@ -260,7 +262,10 @@ mod tests {
         (Arc::new(config.with_single_cert(vec![cert.clone()], key).unwrap()), cert)
     }
 
-    async fn connect(layer: &TlsLayer, trusted: &CertificateDer<'static>) -> (io::Result<String>, io::Result<()>) {
+    async fn connect(
+        layer: &TlsLayer,
+        trusted: &CertificateDer<'static>,
+    ) -> (io::Result<String>, io::Result<()>) {
         let (near, far) = duplex(4096);
         let served = layer.layer(service_fn(serve)).oneshot((far, "10.0.0.1:1".parse().unwrap()));
         let mut roots = RootCertStore::empty();
@@ -289,7 +294,10 @@ mod tests {
         let (old, old_cert) = keyed();
         let (new, new_cert) = keyed();
         let layer = TlsLayer::new(old);
-        assert!(connect(&layer, &new_cert).await.0.is_err(), "the certificate is still the old one");
+        assert!(
+            connect(&layer, &new_cert).await.0.is_err(),
+            "the certificate is still the old one"
+        );
         layer.handle().set(Arc::clone(&new));
         assert!(Arc::ptr_eq(&layer.handle().current(), &new));
         assert_eq!(connect(&layer, &new_cert).await.0.unwrap(), "hello");
@@ -302,7 +310,8 @@ mod tests {
         let (mut near, far) = duplex(4096);
         near.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
         let served = TlsLayer::new(config).layer(service_fn(serve));
-        let error = served.oneshot((far, "10.0.0.1:1".parse().unwrap())).await.expect_err("that is no TLS");
+        let error =
+            served.oneshot((far, "10.0.0.1:1".parse().unwrap())).await.expect_err("that is no TLS");
         assert!(error.get_ref().is_some_and(|inner| inner.is::<HandshakeFailed>()), "{error:?}");
     }
 }

@@ -21,8 +21,10 @@ impl fmt::Display for InvalidUnit {
 
 impl std::error::Error for InvalidUnit {}
 
-const DURATION: &str = "a duration; write a number with a unit, such as \"250ms\", \"30s\" or \"1h30m\"";
-const SIZE: &str = "a size; write a whole number with a unit, such as \"512B\", \"64KiB\" or \"2MiB\"";
+const DURATION: &str =
+    "a duration; write a number with a unit, such as \"250ms\", \"30s\" or \"1h30m\"";
+const SIZE: &str =
+    "a size; write a whole number with a unit, such as \"512B\", \"64KiB\" or \"2MiB\"";
 
 /// Nanoseconds per unit, in the order in which [`format_duration`] tries them.
 const TIME_UNITS: [(&str, u128); 7] = [
@@ -80,7 +82,9 @@ fn scaled(number: &str, scale: u128) -> Option<u128> {
     let whole = whole.parse::<u64>().ok()?;
     let parts = fraction.parse::<u64>().ok()?;
     let divisor = 10u128.pow(u32::try_from(fraction.len()).ok()?);
-    u128::from(whole).checked_mul(scale)?.checked_add(u128::from(parts).checked_mul(scale)? / divisor)
+    u128::from(whole)
+        .checked_mul(scale)?
+        .checked_add(u128::from(parts).checked_mul(scale)? / divisor)
 }
 
 /// Reads a size in bytes such as `"64KiB"`.
@@ -92,7 +96,8 @@ pub fn parse_size(text: &str) -> Result<u64, InvalidUnit> {
     let trimmed = text.trim();
     let digits = trimmed.find(|c: char| !c.is_ascii_digit()).ok_or_else(invalid)?;
     let (number, unit) = trimmed.split_at(digits);
-    let scale = SIZE_UNITS.iter().find(|(name, _)| *name == unit.trim_start()).ok_or_else(invalid)?.1;
+    let scale =
+        SIZE_UNITS.iter().find(|(name, _)| *name == unit.trim_start()).ok_or_else(invalid)?.1;
     number.parse::<u64>().ok().and_then(|n| n.checked_mul(scale)).ok_or_else(invalid)
 }
 
@@ -185,7 +190,9 @@ pub mod size {
     ///
     /// # Errors
     /// When the text is no size, see [`super::parse_size`], or does not fit the field.
-    pub fn deserialize<'de, D: Deserializer<'de>, N: TryFrom<u64>>(source: D) -> Result<N, D::Error> {
+    pub fn deserialize<'de, D: Deserializer<'de>, N: TryFrom<u64>>(
+        source: D,
+    ) -> Result<N, D::Error> {
         let text = String::deserialize(source)?;
         let bytes = super::parse_size(&text).map_err(D::Error::custom)?;
         N::try_from(bytes).map_err(|_| D::Error::custom(format_args!("{text:?} is too large here")))
@@ -195,7 +202,10 @@ pub mod size {
     ///
     /// # Errors
     /// Those of the serializer, or a value of more than 64 bits.
-    pub fn serialize<S: Serializer, N: Copy + TryInto<u64>>(value: &N, sink: S) -> Result<S::Ok, S::Error> {
+    pub fn serialize<S: Serializer, N: Copy + TryInto<u64>>(
+        value: &N,
+        sink: S,
+    ) -> Result<S::Ok, S::Error> {
         let bytes = (*value)
             .try_into()
             .map_err(|_| serde::ser::Error::custom("the size has more than 64 bits"))?;
@@ -211,17 +221,27 @@ mod tests {
 
     #[test]
     fn durations_are_read() {
-        for (text, millis) in [("30s", 30_000), ("250ms", 250), ("1h30m", 5_400_000), ("1.5s", 1_500), ("0s", 0)] {
+        for (text, millis) in
+            [("30s", 30_000), ("250ms", 250), ("1h30m", 5_400_000), ("1.5s", 1_500), ("0s", 0)]
+        {
             assert_eq!(parse_duration(text), Ok(Duration::from_millis(millis)), "{text}");
         }
-        for text in ["", "30", "s", "30 s", "1..5s", "5 parsecs", "-1s", "99999999999999999999d", "1.s"] {
+        for text in
+            ["", "30", "s", "30 s", "1..5s", "5 parsecs", "-1s", "99999999999999999999d", "1.s"]
+        {
             assert!(parse_duration(text).is_err(), "{text:?} must be refused");
         }
     }
 
     #[test]
     fn sizes_are_read() {
-        for (text, bytes) in [("64KiB", 65_536), ("2MiB", 2_097_152), ("512B", 512), ("1 GiB", 1 << 30), ("3KB", 3_000)] {
+        for (text, bytes) in [
+            ("64KiB", 65_536),
+            ("2MiB", 2_097_152),
+            ("512B", 512),
+            ("1 GiB", 1 << 30),
+            ("3KB", 3_000),
+        ] {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
         }
         for text in ["", "64", "KiB", "1.5MiB", "-1B", "64kib", "99999999999999GiB"] {

@@ -109,7 +109,8 @@ impl Config {
             "is 0, so nothing would be kept; write ttl = \"0s\" to turn the cache off".to_owned()
         });
         require(&mut faults, self.ttl <= Duration::from_secs(300), "ttl", || {
-            "is more than 5m, for which a revoked credential would live on; write at most \"5m\"".to_owned()
+            "is more than 5m, for which a revoked credential would live on; write at most \"5m\""
+                .to_owned()
         });
         faults
     }
@@ -167,7 +168,11 @@ where
             {
                 return CachedFuture { state: State::Hit { principal: Some(principal.clone()) } };
             }
-            place = Some(Place { cache: Arc::clone(&self.cache), fingerprint, generation: entries.generation });
+            place = Some(Place {
+                cache: Arc::clone(&self.cache),
+                fingerprint,
+                generation: entries.generation,
+            });
         }
         CachedFuture { state: State::Miss { future: self.inner.authenticate(head), place } }
     }
@@ -266,9 +271,9 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome<P>> {
         match self.project().state.project() {
-            StateProj::Hit { principal } => {
-                Poll::Ready(Outcome::Principal(principal.take().expect("a future is not polled after its end")))
-            }
+            StateProj::Hit { principal } => Poll::Ready(Outcome::Principal(
+                principal.take().expect("a future is not polled after its end"),
+            )),
             StateProj::Miss { future, place } => {
                 let outcome = ready!(future.poll(cx));
                 if let (Outcome::Principal(principal), Some(place)) = (&outcome, place.take()) {

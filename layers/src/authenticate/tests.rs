@@ -69,7 +69,10 @@ fn request(headers: &[(&'static str, &'static str)]) -> Request<()> {
     request
 }
 
-async fn ask<A: Authenticate<User>>(authenticator: A, headers: &[(&'static str, &'static str)]) -> Response<()> {
+async fn ask<A: Authenticate<User>>(
+    authenticator: A,
+    headers: &[(&'static str, &'static str)],
+) -> Response<()> {
     let layer: AuthenticateLayer<A, User> = AuthenticateLayer::new(authenticator);
     layer.layer(Inner).call(request(headers)).await.unwrap()
 }
@@ -77,24 +80,34 @@ async fn ask<A: Authenticate<User>>(authenticator: A, headers: &[(&'static str, 
 #[tokio::test]
 async fn the_first_that_knows_the_credential_decides() {
     let chain = || Kind::new("token").or(Kind::new("cert"));
-    assert_eq!(ask(chain(), &[("token", "ann"), ("cert", "bob")]).await.headers()["user"], "token:ann");
+    assert_eq!(
+        ask(chain(), &[("token", "ann"), ("cert", "bob")]).await.headers()["user"],
+        "token:ann"
+    );
     assert_eq!(ask(chain(), &[("cert", "bob")]).await.headers()["user"], "cert:bob");
 }
 
 #[tokio::test]
 async fn a_bad_credential_never_falls_back() {
-    let response = ask(Kind::new("token").or(Kind::new("cert")), &[("token", "bad"), ("cert", "bob")]).await;
+    let response =
+        ask(Kind::new("token").or(Kind::new("cert")), &[("token", "bad"), ("cert", "bob")]).await;
     assert_eq!(response.status(), 401);
     assert_eq!(response.headers()["www-authenticate"], "Bearer");
     let refusal = response.extensions().get::<Refusal>().unwrap();
-    assert_eq!((refusal.reason(), refusal.detail()), ("unauthenticated", Some("the signature is wrong")));
+    assert_eq!(
+        (refusal.reason(), refusal.detail()),
+        ("unauthenticated", Some("the signature is wrong"))
+    );
     assert!(!format!("{:?}", response.headers()).contains("signature"));
 }
 
 #[tokio::test]
 async fn grpc_callers_get_trailers_and_the_same_text_for_every_cause() {
     let mut messages = Vec::new();
-    for headers in [&[("content-type", "application/grpc")][..], &[("content-type", "application/grpc"), ("token", "bad")]] {
+    for headers in [
+        &[("content-type", "application/grpc")][..],
+        &[("content-type", "application/grpc"), ("token", "bad")],
+    ] {
         let response = ask(Kind::new("token"), headers).await;
         assert_eq!(response.headers()["grpc-status"], "16");
         messages.push(response.headers()["grpc-message"].clone());
@@ -149,7 +162,9 @@ async fn the_observer_sees_both_decisions() {
 }
 
 fn cached(config: Config, kind: &Kind) -> Cached<Kind, User, impl CredentialOf + Clone + use<>> {
-    Cached::by(config, kind.clone(), |head: &Parts| Some(head.headers.get("token")?.as_bytes().to_vec()))
+    Cached::by(config, kind.clone(), |head: &Parts| {
+        Some(head.headers.get("token")?.as_bytes().to_vec())
+    })
 }
 
 async fn judge<A: Authenticate<User>>(authenticator: &A, token: &'static str) -> Outcome<User> {

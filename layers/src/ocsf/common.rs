@@ -65,7 +65,6 @@ impl Common {
         &self.unmapped
     }
 
-
     /// True if an attribute of the profile `security_control` is set.
     pub(crate) fn has_control(&self) -> bool {
         self.verdict.is_some() || self.rule.is_some() || self.policy.is_some()

@@ -115,7 +115,11 @@ impl<K: Hash + Eq + Clone> Ledger<K> {
     }
 
     /// Admits one relay as pending, or says which cap is reached. All checks and the count share one lock hold.
-    pub(super) fn admit(&self, key: Option<&K>, class: Option<&'static str>) -> Result<Ticket, Full> {
+    pub(super) fn admit(
+        &self,
+        key: Option<&K>,
+        class: Option<&'static str>,
+    ) -> Result<Ticket, Full> {
         let mut books = self.books();
         if let Some(full) = books.full(key, class) {
             books.totals.refused += 1;
@@ -168,7 +172,8 @@ impl<K: Hash + Eq + Clone> Books<K> {
         if reached(self.totals.pending.saturating_add(self.totals.live), live) {
             return Some(Full::Live(live));
         }
-        let slot = key.and_then(|key| self.index.get(key)).and_then(|slot| self.slots[*slot].as_ref())?;
+        let slot =
+            key.and_then(|key| self.index.get(key)).and_then(|slot| self.slots[*slot].as_ref())?;
         if reached(slot.pending, pending_per_key) {
             return Some(Full::PendingPerKey(pending_per_key));
         }
@@ -176,8 +181,10 @@ impl<K: Hash + Eq + Clone> Books<K> {
             return Some(Full::LivePerKey(live_per_key));
         }
         let class = class?;
-        let count = slot.classes.iter().find(|(name, _)| *name == class).map_or(0, |(_, count)| *count);
-        let cap = self.caps.classes.iter().find(|(name, _)| name == class).map_or(0, |(_, cap)| *cap);
+        let count =
+            slot.classes.iter().find(|(name, _)| *name == class).map_or(0, |(_, count)| *count);
+        let cap =
+            self.caps.classes.iter().find(|(name, _)| name == class).map_or(0, |(_, cap)| *cap);
         reached(count, cap).then_some(Full::Class(class, cap))
     }
 
@@ -215,7 +222,9 @@ impl<K: Hash + Eq + Clone> Books<K> {
         } else {
             slot.pending -= 1;
         }
-        if let Some(at) = class.and_then(|class| slot.classes.iter().position(|(name, _)| *name == class)) {
+        if let Some(at) =
+            class.and_then(|class| slot.classes.iter().position(|(name, _)| *name == class))
+        {
             slot.classes[at].1 -= 1;
             if slot.classes[at].1 == 0 {
                 slot.classes.swap_remove(at);

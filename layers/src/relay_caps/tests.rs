@@ -111,7 +111,8 @@ async fn live_caps_count_relays_that_are_being_opened() {
 async fn a_lowered_cap_ends_nothing() {
     let layer = layer(&Config::default());
     let (handle, mut opener) = (layer.handle(), layer.layer(Opener));
-    let relays = [opener.call(Ask(1, None)).await.unwrap(), opener.call(Ask(1, None)).await.unwrap()];
+    let relays =
+        [opener.call(Ask(1, None)).await.unwrap(), opener.call(Ask(1, None)).await.unwrap()];
     handle.set(&Config { live: 1, ..Config::default() });
     assert_eq!(handle.counts().live, 2);
     assert!(opener.call(Ask(1, None)).await.is_err());

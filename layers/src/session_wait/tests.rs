@@ -55,7 +55,9 @@ fn no_session() -> Fail {
     Fail::NoSession
 }
 
-fn layer<G>(signal: G) -> SessionWaitLayer<fn(&Fail) -> bool, Duration, G, fn(Fail, Duration) -> Fail> {
+fn layer<G>(
+    signal: G,
+) -> SessionWaitLayer<fn(&Fail) -> bool, Duration, G, fn(Fail, Duration) -> Fail> {
     SessionWaitLayer::new(
         Config::default(),
         |fail: &Fail| *fail == Fail::NoSession,
@@ -83,7 +85,9 @@ async fn the_budget_bounds_the_wait_and_is_in_the_error() {
     let times = opener.times(start);
     let gaps: Vec<_> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
     for (place, gap) in gaps.iter().enumerate() {
-        let full = Duration::from_millis(100).saturating_mul(1 << place.min(8)).min(Duration::from_secs(2));
+        let full = Duration::from_millis(100)
+            .saturating_mul(1 << place.min(8))
+            .min(Duration::from_secs(2));
         // The timer of tokio rounds up to a millisecond.
         let range = full / 2..=full + Duration::from_millis(2);
         assert!(range.contains(gap), "attempt {place} waited {gap:?}, not {range:?}");
@@ -112,7 +116,11 @@ async fn a_signal_wakes_at_once() {
     let signalled = start.elapsed();
     session.send_replace(());
     assert_eq!(waiting.await.unwrap(), Ok(7));
-    assert_eq!(start.elapsed(), signalled, "no time passed between the signal and the third attempt");
+    assert_eq!(
+        start.elapsed(),
+        signalled,
+        "no time passed between the signal and the third attempt"
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -229,6 +229,12 @@ impl Process {
         self
     }
 
+    /// The process without its ancestors, for places where several are listed.
+    pub(crate) fn alone(mut self) -> Self {
+        self.parent = None;
+        self
+    }
+
     pub(crate) fn shown(&self) -> (Option<&str>, u32) {
         let path = || self.file.as_ref().map(|file| file.path.as_ref());
         (self.name.as_deref().or_else(path), self.pid)
@@ -290,6 +296,12 @@ impl Actor {
     #[must_use]
     pub fn on_behalf_of(mut self, user: User) -> Self {
         self.user = Some(user);
+        self
+    }
+
+    /// The actor without the ancestors of its process.
+    pub(crate) fn alone(mut self) -> Self {
+        self.process = self.process.map(|process| Box::new(process.alone()));
         self
     }
 

@@ -145,16 +145,16 @@ pub struct Evidence {
 impl Evidence {
     const EMPTY: Self = Self { process: None, actor: None, dst_endpoint: None };
 
-    /// A process was seen.
+    /// A process was seen. Its ancestors are left out.
     #[must_use]
     pub fn process(process: Process) -> Self {
-        Self { process: Some(process), ..Self::EMPTY }
+        Self { process: Some(process.alone()), ..Self::EMPTY }
     }
 
-    /// Somebody did it.
+    /// Somebody did it. The ancestors of the process are left out.
     #[must_use]
     pub fn actor(actor: Actor) -> Self {
-        Self { actor: Some(actor), ..Self::EMPTY }
+        Self { actor: Some(actor.alone()), ..Self::EMPTY }
     }
 
     /// Something tried to reach that end.
