@@ -30,7 +30,8 @@ pub(crate) fn open_to_others(path: &Path) -> io::Result<bool> {
 
 /// Holds a directory for this process alone while files in it are made. Released when dropped, also by a crash.
 pub(crate) fn lock(directory: &Path) -> io::Result<File> {
-    let file = File::options().create(true).truncate(false).write(true).open(directory.join(".lock"))?;
+    let file =
+        File::options().create(true).truncate(false).write(true).open(directory.join(".lock"))?;
     file.lock()?;
     Ok(file)
 }

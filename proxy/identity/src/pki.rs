@@ -18,8 +18,8 @@ use std::{
 };
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
 };
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use time::OffsetDateTime;
@@ -69,7 +69,9 @@ pub enum PkiError {
         source: io::Error,
     },
     /// Only half of the authority is there.
-    #[error("{missing} is missing beside {present}; restore it, or remove both to start with a new authority")]
+    #[error(
+        "{missing} is missing beside {present}; restore it, or remove both to start with a new authority"
+    )]
     HalfAuthority {
         /// The file that is there.
         present: PathBuf,
@@ -77,7 +79,9 @@ pub enum PkiError {
         missing: PathBuf,
     },
     /// A file of the authority is not what it should be.
-    #[error("{path} does not fit: {reason}; restore it, or remove the directory to start with a new authority")]
+    #[error(
+        "{path} does not fit: {reason}; restore it, or remove the directory to start with a new authority"
+    )]
     BadAuthority {
         /// Which file.
         path: PathBuf,
@@ -167,24 +171,35 @@ impl LocalAuthority {
         match (certificate.exists(), key.exists()) {
             (true, true) => {}
             (false, false) => create(&certificate, &key, now)?,
-            (true, false) => return Err(PkiError::HalfAuthority { present: certificate, missing: key }),
-            (false, true) => return Err(PkiError::HalfAuthority { present: key, missing: certificate }),
+            (true, false) => {
+                return Err(PkiError::HalfAuthority { present: certificate, missing: key });
+            }
+            (false, true) => {
+                return Err(PkiError::HalfAuthority { present: key, missing: certificate });
+            }
         }
         Self::open(directory.to_owned(), &certificate, &key, now)
     }
 
-    fn open(directory: PathBuf, certificate: &Path, key: &Path, now: SystemTime) -> Result<Self, PkiError> {
+    fn open(
+        directory: PathBuf,
+        certificate: &Path,
+        key: &Path,
+        now: SystemTime,
+    ) -> Result<Self, PkiError> {
         let bad = |path: &Path, reason| PkiError::BadAuthority { path: path.to_owned(), reason };
         if files::open_to_others(key).map_err(|e| file("read", key, e))? {
             return Err(PkiError::TooOpen { path: key.to_owned() });
         }
-        let certificate_pem = fs::read_to_string(certificate).map_err(|e| file("read", certificate, e))?;
+        let certificate_pem =
+            fs::read_to_string(certificate).map_err(|e| file("read", certificate, e))?;
         let key_pem = Secret::new(fs::read_to_string(key).map_err(|e| file("read", key, e))?);
         let der = CertificateDer::from_pem_slice(certificate_pem.as_bytes())
             .map_err(|_| bad(certificate, "it holds no PEM certificate"))?;
         let pair = KeyPair::from_pem_and_sign_algo(key_pem.expose(), &PKCS_ECDSA_P256_SHA256)
             .map_err(|_| bad(key, "it holds no ECDSA P-256 key"))?;
-        let inspected = Inspected::of(&der).ok_or_else(|| bad(certificate, "it holds no certificate"))?;
+        let inspected =
+            Inspected::of(&der).ok_or_else(|| bad(certificate, "it holds no certificate"))?;
         if !inspected.is_authority {
             return Err(bad(certificate, "it is no certificate authority"));
         }
@@ -226,14 +241,23 @@ impl LocalAuthority {
     pub fn server(&self, names: &[String], now: SystemTime) -> Result<IssuedCertificate, PkiError> {
         let usage = ExtendedKeyUsagePurpose::ServerAuth;
         let purpose = Purpose { common_name: "postern gateway", units: &[], names, usage };
-        self.ensure(self.directory.join("server.crt"), self.directory.join("server.key"), &purpose, now)
+        self.ensure(
+            self.directory.join("server.crt"),
+            self.directory.join("server.key"),
+            &purpose,
+            now,
+        )
     }
 
     /// The certificate of the local user, with the roles [`OU_USER`] and [`OU_ADMIN`], in `client/`.
     ///
     /// # Errors
     /// [`PkiError`].
-    pub fn local_user(&self, common_name: &str, now: SystemTime) -> Result<IssuedCertificate, PkiError> {
+    pub fn local_user(
+        &self,
+        common_name: &str,
+        now: SystemTime,
+    ) -> Result<IssuedCertificate, PkiError> {
         self.ensure_in("client", common_name, &[OU_USER, OU_ADMIN], now)
     }
 
@@ -249,7 +273,12 @@ impl LocalAuthority {
     ///
     /// # Errors
     /// [`PkiError::BadName`] for more than two units or an unfit name; [`PkiError::NotMade`].
-    pub fn issue_user(&self, common_name: &str, units: &[&str], now: SystemTime) -> Result<CertificatePem, PkiError> {
+    pub fn issue_user(
+        &self,
+        common_name: &str,
+        units: &[&str],
+        now: SystemTime,
+    ) -> Result<CertificatePem, PkiError> {
         let usage = ExtendedKeyUsagePurpose::ClientAuth;
         self.issue(&Purpose { common_name, units, names: &[], usage }, now)
     }
@@ -265,7 +294,8 @@ impl LocalAuthority {
         files::private_directory(&folder).map_err(|e| file("make", &folder, e))?;
         let trust = folder.join("ca.crt");
         if fs::read_to_string(&trust).ok().as_deref() != Some(&self.certificate_pem) {
-            files::write_private(&trust, self.certificate_pem.as_bytes()).map_err(|e| file("write", &trust, e))?;
+            files::write_private(&trust, self.certificate_pem.as_bytes())
+                .map_err(|e| file("write", &trust, e))?;
         }
         let usage = ExtendedKeyUsagePurpose::ClientAuth;
         let purpose = Purpose { common_name, units, names: &[], usage };
@@ -286,8 +316,10 @@ impl LocalAuthority {
         }
         let pem = self.issue(purpose, now)?;
         // A crash between the two leaves a pair that does not fit, which the next start replaces.
-        files::write_private(&key, pem.key.expose().as_bytes()).map_err(|e| file("write", &key, e))?;
-        files::write_private(&certificate, pem.certificate.as_bytes()).map_err(|e| file("write", &certificate, e))?;
+        files::write_private(&key, pem.key.expose().as_bytes())
+            .map_err(|e| file("write", &key, e))?;
+        files::write_private(&certificate, pem.certificate.as_bytes())
+            .map_err(|e| file("write", &certificate, e))?;
         Ok(IssuedCertificate { certificate, key, not_after: self.leaf_end(now), made: true })
     }
 
@@ -332,7 +364,10 @@ impl LocalAuthority {
         params.use_authority_key_identifier_extension = true;
         let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(not_made)?;
         let certificate = params.signed_by(&pair, &self.issuer).map_err(not_made)?;
-        Ok(CertificatePem { certificate: certificate.pem(), key: Secret::new(pair.serialize_pem()) })
+        Ok(CertificatePem {
+            certificate: certificate.pem(),
+            key: Secret::new(pair.serialize_pem()),
+        })
     }
 }
 
@@ -341,7 +376,8 @@ fn create(certificate: &Path, key: &Path, now: SystemTime) -> Result<(), PkiErro
     let made = authority_params(now).self_signed(&pair).map_err(not_made)?;
     let pem = Secret::new(pair.serialize_pem());
     files::write_private(key, pem.expose().as_bytes()).map_err(|e| file("write", key, e))?;
-    files::write_private(certificate, made.pem().as_bytes()).map_err(|e| file("write", certificate, e))
+    files::write_private(certificate, made.pem().as_bytes())
+        .map_err(|e| file("write", certificate, e))
 }
 
 /// Everything of the authority but its key. Subject and key identifier do not depend on `now`.
@@ -362,14 +398,18 @@ fn subject_alt_name(name: &str) -> Result<Vec<rcgen::SanType>, PkiError> {
     let bare = name.strip_prefix('[').and_then(|n| n.strip_suffix(']')).unwrap_or(name);
     let bad = |reason| PkiError::BadName { name: name.to_owned(), reason };
     if bare.parse::<std::net::IpAddr>().is_err() {
-        let label = |l: &str| !l.is_empty() && l.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
+        let label = |l: &str| {
+            !l.is_empty() && l.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+        };
         let host = bare.strip_prefix("*.").unwrap_or(bare);
         if host.len() > 253 || !host.split('.').all(label) {
             return Err(bad("write a DNS name such as \"gateway.example\", or an IP address"));
         }
     }
     let params = CertificateParams::new(vec![bare.to_owned()]);
-    Ok(params.map_err(|_| bad("write a DNS name such as \"gateway.example\", or an IP address"))?.subject_alt_names)
+    Ok(params
+        .map_err(|_| bad("write a DNS name such as \"gateway.example\", or an IP address"))?
+        .subject_alt_names)
 }
 
 fn distinguished_name(common_name: &str, units: &[&str]) -> Result<DistinguishedName, PkiError> {

@@ -55,7 +55,10 @@ mod tests {
     #[test]
     fn a_secret_is_masked_and_compares() {
         let secret = Secret::new("hunter2".to_owned());
-        assert_eq!(format!("{secret:?} {:#?}", Some(&secret)), "Secret(…) Some(\n    Secret(…),\n)");
+        assert_eq!(
+            format!("{secret:?} {:#?}", Some(&secret)),
+            "Secret(…) Some(\n    Secret(…),\n)"
+        );
         assert_eq!(secret, Secret::from("hunter2".to_owned()));
         assert_ne!(secret, Secret::from("hunter3".to_owned()));
         assert_ne!(secret, Secret::from("hunter".to_owned()));

@@ -122,8 +122,10 @@ impl SandboxTokenIssuer {
     #[must_use]
     pub fn mint(&self, sandbox_id: &str, now: SystemTime) -> (Secret<String>, Option<SystemTime>) {
         let issued = unix_seconds(now);
-        let expires = if self.ttl.is_zero() { 0 } else { issued.saturating_add(self.ttl.as_secs().max(1)) };
-        let header = Header { alg: ALGORITHM, typ: Some(TYPE), kid: Some(self.key.kid()), crit: None };
+        let expires =
+            if self.ttl.is_zero() { 0 } else { issued.saturating_add(self.ttl.as_secs().max(1)) };
+        let header =
+            Header { alg: ALGORITHM, typ: Some(TYPE), kid: Some(self.key.kid()), crit: None };
         let claims = WireClaims {
             sub: format!("{SUBJECT_PREFIX}{sandbox_id}"),
             iss: self.issuer.clone(),
@@ -194,7 +196,8 @@ impl SandboxTokenVerifier {
             .verify(signed.as_bytes(), &signature)
             .map_err(|_| TokenError::BadSignature)?;
         let claims = signed.split_once('.').map_or("", |(_, claims)| claims);
-        let claims: WireClaims = decode_json(claims).ok_or(TokenError::BadClaim { claim: "(all)" })?;
+        let claims: WireClaims =
+            decode_json(claims).ok_or(TokenError::BadClaim { claim: "(all)" })?;
         self.check(claims, now)
     }
 

@@ -29,7 +29,10 @@ pub enum StoreError {
         found: Option<u64>,
     },
     /// The payload is larger than [`MAX_PAYLOAD`](crate::MAX_PAYLOAD).
-    #[error("the payload of {kind} {id} has {bytes} bytes, more than the {} allowed", crate::MAX_PAYLOAD)]
+    #[error(
+        "the payload of {kind} {id} has {bytes} bytes, more than the {} allowed",
+        crate::MAX_PAYLOAD
+    )]
     PayloadTooLarge {
         /// What was to be written.
         kind: Kind,
@@ -42,7 +45,9 @@ pub enum StoreError {
     #[error("the page token belongs to another list; start again without it")]
     ForeignPageKey,
     /// The URL names no database that this store can open.
-    #[error("cannot open {url:?} as a database; write \"sqlite:///path/to/file\" or \"sqlite::memory:\"")]
+    #[error(
+        "cannot open {url:?} as a database; write \"sqlite:///path/to/file\" or \"sqlite::memory:\""
+    )]
     UnsupportedUrl {
         /// What was given, without what could be a password.
         url: String,

@@ -63,7 +63,12 @@ pub trait ObjectStore: Send + Sync + 'static {
     /// [`StoreError::AlreadyExists`] when it must be created and its id or name is taken (a write that renames to a
     /// taken name gets this too), [`StoreError::Conflict`] when the version is not the expected one,
     /// [`StoreError::PayloadTooLarge`], and [`StoreError::Unavailable`].
-    async fn put(&self, kind: Kind, object: NewObject, precondition: Precondition) -> Result<u64, StoreError>;
+    async fn put(
+        &self,
+        kind: Kind,
+        object: NewObject,
+        precondition: Precondition,
+    ) -> Result<u64, StoreError>;
 
     /// The object with this id.
     ///
@@ -75,7 +80,12 @@ pub trait ObjectStore: Send + Sync + 'static {
     ///
     /// # Errors
     /// As [`get`](Self::get).
-    async fn get_by_name(&self, kind: Kind, workspace: &str, name: &str) -> Result<Option<StoredObject>, StoreError>;
+    async fn get_by_name(
+        &self,
+        kind: Kind,
+        workspace: &str,
+        name: &str,
+    ) -> Result<Option<StoredObject>, StoreError>;
 
     /// One page of objects, oldest first.
     ///
@@ -91,7 +101,12 @@ pub trait ObjectStore: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`StoreError::Conflict`], [`StoreError::Unavailable`].
-    async fn delete(&self, kind: Kind, id: &str, precondition: Option<u64>) -> Result<bool, StoreError>;
+    async fn delete(
+        &self,
+        kind: Kind,
+        id: &str,
+        precondition: Option<u64>,
+    ) -> Result<bool, StoreError>;
 
     /// Notes that `key` is answered by the object `result_id`, unless it is answered already.
     ///

@@ -55,7 +55,13 @@ impl NewObject {
         name: impl Into<String>,
         payload: Vec<u8>,
     ) -> Self {
-        Self { id: id.into(), workspace: workspace.into(), name: name.into(), labels: BTreeMap::new(), payload }
+        Self {
+            id: id.into(),
+            workspace: workspace.into(),
+            name: name.into(),
+            labels: BTreeMap::new(),
+            payload,
+        }
     }
 
     /// The same object with these labels.

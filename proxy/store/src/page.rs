@@ -20,7 +20,12 @@ pub struct ListQuery {
 impl Default for ListQuery {
     /// The first page of everything, as large as a page may be.
     fn default() -> Self {
-        Self { workspace: None, labels: LabelSelector::default(), limit: crate::MAX_PAGE, after: None }
+        Self {
+            workspace: None,
+            labels: LabelSelector::default(),
+            limit: crate::MAX_PAGE,
+            after: None,
+        }
     }
 }
 
@@ -124,7 +129,10 @@ mod tests {
         // Another limit is the same list; another workspace, kind or selector is not.
         assert_eq!(key.position_in(Kind::Sandbox, &ListQuery { limit: 3, ..one.clone() }), Some(7));
         assert_eq!(key.position_in(Kind::SshSession, &one), None);
-        assert_eq!(key.position_in(Kind::Sandbox, &ListQuery { workspace: None, ..one.clone() }), None);
+        assert_eq!(
+            key.position_in(Kind::Sandbox, &ListQuery { workspace: None, ..one.clone() }),
+            None
+        );
         let labels = LabelSelector::parse("k=v").unwrap();
         assert_eq!(key.position_in(Kind::Sandbox, &ListQuery { labels, ..one }), None);
     }

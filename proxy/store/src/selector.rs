@@ -62,7 +62,8 @@ impl LabelSelector {
     /// # Errors
     /// [`InvalidSelector`] says what is wrong and what to write instead.
     pub fn parse(text: &str) -> Result<Self, InvalidSelector> {
-        let fail = |reason: String| InvalidSelector { text: text.chars().take(120).collect(), reason };
+        let fail =
+            |reason: String| InvalidSelector { text: text.chars().take(120).collect(), reason };
         if text.len() > MAX_TEXT {
             return Err(fail(format!("is longer than {MAX_TEXT} bytes")));
         }
@@ -155,7 +156,9 @@ fn parse_requirement(part: &str) -> Result<Requirement, String> {
     let Some((head, values)) = part.split_once('(') else {
         return Ok(Requirement::Exists(label_key(part)?));
     };
-    let values = values.strip_suffix(')').ok_or_else(|| format!("has text after the parenthesis of {part:?}"))?;
+    let values = values
+        .strip_suffix(')')
+        .ok_or_else(|| format!("has text after the parenthesis of {part:?}"))?;
     let values = values.split(',').map(label_value).collect::<Result<Vec<_>, _>>()?;
     if values.len() > MAX_VALUES {
         return Err(format!("lists more than {MAX_VALUES} values in one requirement"));
@@ -174,12 +177,15 @@ fn parse_requirement(part: &str) -> Result<Requirement, String> {
 /// A sentence that says what is wrong.
 pub fn label_key(text: &str) -> Result<String, String> {
     let text = text.trim();
-    let (prefix, name) = text.split_once('/').map_or((None, text), |(prefix, name)| (Some(prefix), name));
+    let (prefix, name) =
+        text.split_once('/').map_or((None, text), |(prefix, name)| (Some(prefix), name));
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
     if let Some(prefix) = prefix
         && (prefix.is_empty() || prefix.len() > MAX_PREFIX || !prefix.chars().all(plain))
     {
-        return Err(format!("the prefix of the key {text:?} is not a DNS name of at most {MAX_PREFIX} characters"));
+        return Err(format!(
+            "the prefix of the key {text:?} is not a DNS name of at most {MAX_PREFIX} characters"
+        ));
     }
     if name.is_empty() || !is_label_name(name) {
         return Err(format!(

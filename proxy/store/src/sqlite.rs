@@ -18,8 +18,8 @@ use sqlx::{
 
 use self::database::Database;
 use crate::{
-    Kind, ListQuery, MAX_REQUESTS, NewObject, ObjectStore, Page, Precondition, Remembered, RequestKey, StoreError,
-    StoredObject, UnavailableCause,
+    Kind, ListQuery, MAX_REQUESTS, NewObject, ObjectStore, Page, Precondition, Remembered,
+    RequestKey, StoreError, StoredObject, UnavailableCause,
 };
 
 mod database;
@@ -93,8 +93,12 @@ impl SqliteStore {
         let in_memory = url.contains(":memory:");
         let path = (!in_memory).then(|| connect.get_filename().to_owned());
         let opening = async move {
-            let file = path.map(|path| file::prepare(&path)).transpose().map_err(|e| unopened(e.into()))?;
-            let (read, write) = connect_pools(connect, file.is_none()).await.map_err(|e| unopened(e.into()))?;
+            let file = path
+                .map(|path| file::prepare(&path))
+                .transpose()
+                .map_err(|e| unopened(e.into()))?;
+            let (read, write) =
+                connect_pools(connect, file.is_none()).await.map_err(|e| unopened(e.into()))?;
             sqlx::migrate!("migrations/sqlite")
                 .run(&write)
                 .await
@@ -132,9 +136,9 @@ where
     F: Future<Output = Result<T, StoreError>> + Send + 'static,
 {
     let bounded = async move {
-        tokio::time::timeout(CALL_TIMEOUT, call)
-            .await
-            .unwrap_or_else(|_| Err(StoreError::unavailable(operation, UnavailableCause::TimedOut(CALL_TIMEOUT))))
+        tokio::time::timeout(CALL_TIMEOUT, call).await.unwrap_or_else(|_| {
+            Err(StoreError::unavailable(operation, UnavailableCause::TimedOut(CALL_TIMEOUT)))
+        })
     };
     if !in_memory {
         return bounded.await;
@@ -198,7 +202,12 @@ async fn connect_pools(
 
 #[async_trait]
 impl ObjectStore for SqliteStore {
-    async fn put(&self, kind: Kind, object: NewObject, precondition: Precondition) -> Result<u64, StoreError> {
+    async fn put(
+        &self,
+        kind: Kind,
+        object: NewObject,
+        precondition: Precondition,
+    ) -> Result<u64, StoreError> {
         let database = self.database.clone();
         self.run("write", async move { database.put(kind, object, precondition).await }).await
     }
@@ -208,8 +217,14 @@ impl ObjectStore for SqliteStore {
         self.run("read", async move { database.get(kind, id).await }).await
     }
 
-    async fn get_by_name(&self, kind: Kind, workspace: &str, name: &str) -> Result<Option<StoredObject>, StoreError> {
-        let (database, workspace, name) = (self.database.clone(), workspace.to_owned(), name.to_owned());
+    async fn get_by_name(
+        &self,
+        kind: Kind,
+        workspace: &str,
+        name: &str,
+    ) -> Result<Option<StoredObject>, StoreError> {
+        let (database, workspace, name) =
+            (self.database.clone(), workspace.to_owned(), name.to_owned());
         self.run("read", async move { database.get_by_name(kind, workspace, name).await }).await
     }
 
@@ -218,7 +233,12 @@ impl ObjectStore for SqliteStore {
         self.run("list", async move { database.list(kind, query).await }).await
     }
 
-    async fn delete(&self, kind: Kind, id: &str, precondition: Option<u64>) -> Result<bool, StoreError> {
+    async fn delete(
+        &self,
+        kind: Kind,
+        id: &str,
+        precondition: Option<u64>,
+    ) -> Result<bool, StoreError> {
         let (database, id) = (self.database.clone(), id.to_owned());
         self.run("delete", async move { database.delete(kind, id, precondition).await }).await
     }
@@ -230,7 +250,10 @@ impl ObjectStore for SqliteStore {
         result_id: &str,
     ) -> Result<Remembered, StoreError> {
         let (database, result_id) = (self.database.clone(), result_id.to_owned());
-        self.run("remember a request", async move { database.remember(key, fingerprint, result_id).await }).await
+        self.run("remember a request", async move {
+            database.remember(key, fingerprint, result_id).await
+        })
+        .await
     }
 
     async fn forget_request(&self, key: &RequestKey) -> Result<(), StoreError> {

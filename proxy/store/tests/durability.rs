@@ -35,13 +35,19 @@ async fn a_killed_writer_loses_nothing_it_was_told_is_written() {
     )
     .expect("the child is there to be killed");
     // It may have been told more between the last line read here and its end.
-    told.extend(lines.map_while(Result::ok).filter_map(|l| l.strip_prefix("written ").map(str::to_owned)));
+    told.extend(
+        lines.map_while(Result::ok).filter_map(|l| l.strip_prefix("written ").map(str::to_owned)),
+    );
     child.wait().expect("the child ends");
 
     let store = SqliteStore::open(&url).await.expect("the database opens again");
     for id in &told {
         let found = store.get(Kind::Sandbox, id).await.expect("it reads");
-        assert_eq!(found.map(|o| o.payload), Some(id.as_bytes().to_vec()), "{id} was told to be written");
+        assert_eq!(
+            found.map(|o| o.payload),
+            Some(id.as_bytes().to_vec()),
+            "{id} was told to be written"
+        );
     }
     // And it is not broken: everything reads, and writing goes on.
     let page = store.list(Kind::Sandbox, ListQuery::default()).await.expect("it lists");

@@ -24,7 +24,8 @@ impl Inspected {
     /// `None` if `der` is no certificate.
     pub(super) fn of(der: &[u8]) -> Option<Self> {
         let (_, certificate) = X509Certificate::from_der(der).ok()?;
-        let text = |attribute: &AttributeTypeAndValue<'_>| attribute.as_str().ok().map(str::to_owned);
+        let text =
+            |attribute: &AttributeTypeAndValue<'_>| attribute.as_str().ok().map(str::to_owned);
         let not_after = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
         let names = match certificate.subject_alternative_name().ok()? {
             Some(extension) => extension.value.general_names.iter().filter_map(shown).collect(),
@@ -44,7 +45,9 @@ impl Inspected {
 
     /// Whether the owner of this P-256 key signed it.
     pub(super) fn signed_by(&self, public_key: &[u8]) -> bool {
-        UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, public_key).verify(&self.signed, &self.signature).is_ok()
+        UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, public_key)
+            .verify(&self.signed, &self.signature)
+            .is_ok()
     }
 
     /// Whether it is for exactly these names, in any order.
@@ -68,7 +71,9 @@ fn shown(name: &GeneralName<'_>) -> Option<String> {
         GeneralName::DNSName(name) => Some((*name).to_owned()),
         GeneralName::IPAddress(octets) => match *octets {
             [a, b, c, d] => Some(IpAddr::from([*a, *b, *c, *d]).to_string()),
-            octets => <[u8; 16]>::try_from(octets).ok().map(|octets| IpAddr::from(octets).to_string()),
+            octets => {
+                <[u8; 16]>::try_from(octets).ok().map(|octets| IpAddr::from(octets).to_string())
+            }
         },
         _ => None,
     }

@@ -50,10 +50,13 @@ fn handshake(
 ) -> Result<(), rustls::Error> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(trusted.certificate_pem().as_bytes()).unwrap()).unwrap();
+    roots
+        .add(CertificateDer::from_pem_slice(trusted.certificate_pem().as_bytes()).unwrap())
+        .unwrap();
     let roots = Arc::new(roots);
-    let verifier =
-        WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone()).build().expect("a verifier");
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
+        .build()
+        .expect("a verifier");
     let (certificates, key) = chain(server);
     let server = ServerConfig::builder_with_details(provider.clone(), Arc::new(FixedTime(now)))
         .with_safe_default_protocol_versions()?
@@ -114,10 +117,14 @@ fn subjects_say_who_it_is() {
     let directory = tempfile::tempdir().unwrap();
     let authority = authority(directory.path());
     let units = |issued: &IssuedCertificate| {
-        let inspected = Inspected::of(&CertificateDer::from_pem_file(&issued.certificate).unwrap()).unwrap();
+        let inspected =
+            Inspected::of(&CertificateDer::from_pem_file(&issued.certificate).unwrap()).unwrap();
         (inspected.common_name.unwrap(), inspected.units)
     };
-    assert_eq!(units(&authority.local_user("ada", at(NOW)).unwrap()), ("ada".into(), names(&[OU_USER, OU_ADMIN])));
+    assert_eq!(
+        units(&authority.local_user("ada", at(NOW)).unwrap()),
+        ("ada".into(), names(&[OU_USER, OU_ADMIN]))
+    );
     let (_, sandbox) = units(&authority.sandbox(at(NOW)).unwrap());
     assert_eq!(sandbox, [OU_SANDBOX]);
     let pem = authority.issue_user("bob", &[OU_USER], at(NOW)).unwrap();
@@ -158,11 +165,22 @@ fn files_are_private_and_a_client_directory_is_whole() {
     let authority = authority(&path);
     authority.server(&names(&["localhost"]), at(NOW)).unwrap();
     authority.local_user("ada", at(NOW)).unwrap();
-    for name in ["ca.crt", "ca.key", "server.crt", "server.key", "client/ca.crt", "client/tls.crt", "client/tls.key"] {
+    for name in [
+        "ca.crt",
+        "ca.key",
+        "server.crt",
+        "server.key",
+        "client/ca.crt",
+        "client/tls.crt",
+        "client/tls.key",
+    ] {
         let mode = fs::metadata(path.join(name)).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode, 0o600, "{name}");
     }
-    assert_eq!(fs::read(path.join("ca.crt")).unwrap(), fs::read(path.join("client/ca.crt")).unwrap());
+    assert_eq!(
+        fs::read(path.join("ca.crt")).unwrap(),
+        fs::read(path.join("client/ca.crt")).unwrap()
+    );
 }
 
 #[test]
@@ -171,7 +189,10 @@ fn a_damaged_authority_is_never_replaced() {
     authority(directory.path());
     let (certificate, key) = (directory.path().join("ca.crt"), directory.path().join("ca.key"));
     let open = |now| LocalAuthority::open_or_create(directory.path(), at(now));
-    assert!(matches!(open(NOW + 11 * 365 * DAY), Err(PkiError::BadAuthority { reason: "it has expired", .. })));
+    assert!(matches!(
+        open(NOW + 11 * 365 * DAY),
+        Err(PkiError::BadAuthority { reason: "it has expired", .. })
+    ));
 
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
     assert!(matches!(open(NOW), Err(PkiError::TooOpen { .. })));
@@ -203,8 +224,14 @@ fn names_that_cannot_stand_in_a_certificate_are_refused() {
         assert!(matches!(refused, Err(PkiError::BadName { .. })), "{name:?}: {refused:?}");
     }
     for common_name in ["", "a\nb", &"x".repeat(65)] {
-        assert!(matches!(authority.local_user(common_name, at(NOW)), Err(PkiError::BadName { .. })), "{common_name:?}");
+        assert!(
+            matches!(authority.local_user(common_name, at(NOW)), Err(PkiError::BadName { .. })),
+            "{common_name:?}"
+        );
     }
-    assert!(matches!(authority.issue_user("a", &["1", "2", "3"], at(NOW)), Err(PkiError::BadName { .. })));
+    assert!(matches!(
+        authority.issue_user("a", &["1", "2", "3"], at(NOW)),
+        Err(PkiError::BadName { .. })
+    ));
     assert!(authority.server(&names(&["*.example.com", "[::1]"]), at(NOW)).is_ok());
 }

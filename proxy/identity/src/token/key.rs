@@ -85,7 +85,10 @@ impl SigningKey {
             Some(path) => {
                 let kid = read(path)?.trim().to_owned();
                 if kid.is_empty() || kid.len() > 256 || kid.chars().any(char::is_control) {
-                    return Err(KeyError::NotAKey { path: path.to_owned(), wanted: "key id of 1 to 256 characters" });
+                    return Err(KeyError::NotAKey {
+                        path: path.to_owned(),
+                        wanted: "key id of 1 to 256 characters",
+                    });
                 }
                 Some(kid)
             }
@@ -124,14 +127,16 @@ pub(super) fn open_or_create(directory: &Path) -> Result<SigningKey, KeyError> {
     };
     files::private_directory(directory).map_err(file("make", directory))?;
     let _alone = files::lock(directory).map_err(file("lock", directory))?;
-    let (signing, public, kid) = (directory.join("signing.pem"), directory.join("public.pem"), directory.join("kid"));
+    let (signing, public, kid) =
+        (directory.join("signing.pem"), directory.join("public.pem"), directory.join("kid"));
     if signing.exists() {
         return SigningKey::load(&signing, kid.exists().then_some(&*kid));
     }
     let key = SigningKey::generate()?;
     let private = key.pair.to_pkcs8v1().map_err(|_| KeyError::NotGenerated)?;
     let public_der = key.pair.public_key().as_der().map_err(|_| KeyError::NotGenerated)?;
-    files::write_private(&public, pem("PUBLIC KEY", public_der.as_ref()).as_bytes()).map_err(file("write", &public))?;
+    files::write_private(&public, pem("PUBLIC KEY", public_der.as_ref()).as_bytes())
+        .map_err(file("write", &public))?;
     files::write_private(&kid, key.kid.as_bytes()).map_err(file("write", &kid))?;
     // Last: its presence says that all three are there.
     files::write_private(&signing, pem("PRIVATE KEY", private.as_ref()).as_bytes())
@@ -140,13 +145,15 @@ pub(super) fn open_or_create(directory: &Path) -> Result<SigningKey, KeyError> {
 }
 
 fn read_pair(path: &Path) -> Result<Ed25519KeyPair, KeyError> {
-    let not_a_key = || KeyError::NotAKey { path: path.to_owned(), wanted: "Ed25519 private key in PKCS#8 PEM" };
+    let not_a_key =
+        || KeyError::NotAKey { path: path.to_owned(), wanted: "Ed25519 private key in PKCS#8 PEM" };
     let text = crate::Secret::new(read(path)?);
     let open = files::open_to_others(path);
     if open.map_err(|source| KeyError::File { action: "read", path: path.to_owned(), source })? {
         return Err(KeyError::TooOpen { path: path.to_owned() });
     }
-    let der = PrivatePkcs8KeyDer::from_pem_slice(text.expose().as_bytes()).map_err(|_| not_a_key())?;
+    let der =
+        PrivatePkcs8KeyDer::from_pem_slice(text.expose().as_bytes()).map_err(|_| not_a_key())?;
     // Tools write the form without the public key (RFC 5208), we accept both.
     Ed25519KeyPair::from_pkcs8_maybe_unchecked(der.secret_pkcs8_der()).map_err(|_| not_a_key())
 }
@@ -187,7 +194,9 @@ mod tests {
     fn the_thumbprint_is_that_of_rfc_8037() {
         // Appendix A.2 and A.3: public key and its thumbprint.
         let mut key = [0; 32];
-        URL_SAFE_NO_PAD.decode_slice("11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo", &mut key).unwrap();
+        URL_SAFE_NO_PAD
+            .decode_slice("11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo", &mut key)
+            .unwrap();
         assert_eq!(thumbprint(&key), "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k");
     }
 
@@ -207,7 +216,10 @@ mod tests {
     fn bad_key_files_are_told_apart() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("signing.pem");
-        assert!(matches!(SigningKey::load(&path, None), Err(KeyError::File { action: "read", .. })));
+        assert!(matches!(
+            SigningKey::load(&path, None),
+            Err(KeyError::File { action: "read", .. })
+        ));
         files::write_private(&path, b"not a key").unwrap();
         assert!(matches!(SigningKey::load(&path, None), Err(KeyError::NotAKey { .. })));
         open_or_create(&directory.path().join("jwt")).unwrap();

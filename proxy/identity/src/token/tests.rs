@@ -13,7 +13,11 @@ fn issuer_with(ttl: u64) -> SandboxTokenIssuer {
 }
 
 /// Signs any header and claims with the issuer's key.
-fn signed(issuer: &SandboxTokenIssuer, header: &serde_json::Value, claims: &serde_json::Value) -> String {
+fn signed(
+    issuer: &SandboxTokenIssuer,
+    header: &serde_json::Value,
+    claims: &serde_json::Value,
+) -> String {
     let text = format!("{}.{}", encode_json(header), encode_json(claims));
     let signature = URL_SAFE_NO_PAD.encode(issuer.key.sign(text.as_bytes()));
     format!("{text}.{signature}")
@@ -56,7 +60,8 @@ fn a_token_expires_after_the_leeway() {
 
 #[test]
 fn a_ttl_below_a_second_is_not_forever() {
-    let issuer = SandboxTokenIssuer::new(SigningKey::generate().unwrap(), "g", Duration::from_millis(1));
+    let issuer =
+        SandboxTokenIssuer::new(SigningKey::generate().unwrap(), "g", Duration::from_millis(1));
     assert_eq!(issuer.mint("5c0e", at(NOW)).1, Some(at(NOW + 1)));
 }
 
@@ -86,7 +91,9 @@ fn tokens_of_others_are_foreign() {
 fn signed_by_us_is_not_enough() {
     let issuer = issuer_with(0);
     let verifier = issuer.verifier();
-    assert!(verifier.verify(&signed(&issuer, &good_header(&issuer), &good_claims()), at(NOW)).is_ok());
+    assert!(
+        verifier.verify(&signed(&issuer, &good_header(&issuer), &good_claims()), at(NOW)).is_ok()
+    );
     let with = |base: serde_json::Value, key: &str, value: serde_json::Value| {
         let mut changed = base;
         changed[key] = value;
@@ -113,7 +120,10 @@ fn signed_by_us_is_not_enough() {
     let mut missing = good_claims();
     missing.as_object_mut().unwrap().remove("exp");
     let token = signed(&issuer, &good_header(&issuer), &missing);
-    assert!(verifier.verify(&token, at(NOW)).is_err(), "a token without exp is not one that never expires");
+    assert!(
+        verifier.verify(&token, at(NOW)).is_err(),
+        "a token without exp is not one that never expires"
+    );
 }
 
 #[test]
@@ -121,7 +131,10 @@ fn key_sets_show_the_public_key_only() {
     let issuer = issuer_with(0);
     let jwks = issuer.jwks();
     assert_eq!(jwks["keys"][0]["kid"], issuer.key.kid());
-    assert_eq!((&jwks["keys"][0]["kty"], &jwks["keys"][0]["crv"]), (&"OKP".into(), &"Ed25519".into()));
+    assert_eq!(
+        (&jwks["keys"][0]["kty"], &jwks["keys"][0]["crv"]),
+        (&"OKP".into(), &"Ed25519".into())
+    );
     assert!(jwks["keys"][0].get("d").is_none());
     let metadata = issuer.openid_metadata("https://127.0.0.1:17670/");
     assert_eq!(metadata["issuer"], "openshell-gateway:openshell");

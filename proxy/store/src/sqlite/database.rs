@@ -6,8 +6,9 @@ use sqlx::{QueryBuilder, Row as _, Sqlite, SqlitePool, sqlite::SqliteRow};
 
 use super::{Options, file};
 use crate::{
-    Kind, ListQuery, MAX_PAGE, MAX_PAYLOAD, NewObject, Page, PageKey, Precondition, REQUEST_MEMORY_MS, Remembered,
-    RequestKey, StoreError, StoredObject, UnavailableCause, selector::Requirement,
+    Kind, ListQuery, MAX_PAGE, MAX_PAYLOAD, NewObject, Page, PageKey, Precondition,
+    REQUEST_MEMORY_MS, Remembered, RequestKey, StoreError, StoredObject, UnavailableCause,
+    selector::Requirement,
 };
 
 /// The columns of [`read_object`].
@@ -44,7 +45,9 @@ impl Database {
     /// Fails when the file is not the one that was opened.
     fn check_file(&self, operation: &'static str) -> Result<(), StoreError> {
         match &self.file {
-            Some(file) if !file.still_there() => Err(StoreError::unavailable(operation, UnavailableCause::FileGone)),
+            Some(file) if !file.still_there() => {
+                Err(StoreError::unavailable(operation, UnavailableCause::FileGone))
+            }
             _ => Ok(()),
         }
     }
@@ -56,7 +59,11 @@ impl Database {
         precondition: Precondition,
     ) -> Result<u64, StoreError> {
         if object.payload.len() > MAX_PAYLOAD {
-            return Err(StoreError::PayloadTooLarge { kind, id: object.id, bytes: object.payload.len() });
+            return Err(StoreError::PayloadTooLarge {
+                kind,
+                id: object.id,
+                bytes: object.payload.len(),
+            });
         }
         self.check_file("write")?;
         match precondition {
@@ -83,7 +90,12 @@ impl Database {
         Ok(1)
     }
 
-    async fn replace(&self, kind: Kind, object: NewObject, expected: u64) -> Result<u64, StoreError> {
+    async fn replace(
+        &self,
+        kind: Kind,
+        object: NewObject,
+        expected: u64,
+    ) -> Result<u64, StoreError> {
         let written = sqlx::query(
             "UPDATE objects SET workspace = ?, name = ?, labels = ?, payload = ?, version = version + 1
              WHERE kind = ? AND id = ? AND version = ?",
@@ -106,16 +118,21 @@ impl Database {
     }
 
     async fn version_of(&self, kind: Kind, id: &str) -> Result<Option<u64>, StoreError> {
-        let version: Option<i64> = sqlx::query_scalar("SELECT version FROM objects WHERE kind = ? AND id = ?")
-            .bind(kind.as_str())
-            .bind(id)
-            .fetch_optional(&self.write)
-            .await
-            .map_err(|e| StoreError::unavailable("read", e))?;
+        let version: Option<i64> =
+            sqlx::query_scalar("SELECT version FROM objects WHERE kind = ? AND id = ?")
+                .bind(kind.as_str())
+                .bind(id)
+                .fetch_optional(&self.write)
+                .await
+                .map_err(|e| StoreError::unavailable("read", e))?;
         Ok(version.map(unsigned))
     }
 
-    pub(super) async fn get(&self, kind: Kind, id: String) -> Result<Option<StoredObject>, StoreError> {
+    pub(super) async fn get(
+        &self,
+        kind: Kind,
+        id: String,
+    ) -> Result<Option<StoredObject>, StoreError> {
         let mut query = select(kind);
         query.push(" AND id = ").push_bind(id);
         self.first(query).await
@@ -132,9 +149,15 @@ impl Database {
         self.first(query).await
     }
 
-    async fn first(&self, mut query: QueryBuilder<Sqlite>) -> Result<Option<StoredObject>, StoreError> {
-        let row =
-            query.build().fetch_optional(&self.read).await.map_err(|e| StoreError::unavailable("read", e))?;
+    async fn first(
+        &self,
+        mut query: QueryBuilder<Sqlite>,
+    ) -> Result<Option<StoredObject>, StoreError> {
+        let row = query
+            .build()
+            .fetch_optional(&self.read)
+            .await
+            .map_err(|e| StoreError::unavailable("read", e))?;
         row.map(|row| read_object(&row).map(|(_, object)| object)).transpose()
     }
 
@@ -153,8 +176,11 @@ impl Database {
         }
         // One more than asked for tells whether there is a next page.
         statement.push(" ORDER BY seq LIMIT ").push_bind(i64::from(limit) + 1);
-        let rows =
-            statement.build().fetch_all(&self.read).await.map_err(|e| StoreError::unavailable("list", e))?;
+        let rows = statement
+            .build()
+            .fetch_all(&self.read)
+            .await
+            .map_err(|e| StoreError::unavailable("list", e))?;
         let more = rows.len() > limit as usize;
         let mut objects = Vec::with_capacity(rows.len());
         let mut last = 0;
@@ -178,13 +204,18 @@ impl Database {
         if let Some(version) = precondition {
             query.push(" AND version = ").push_bind(signed(version));
         }
-        let deleted =
-            query.build().execute(&self.write).await.map_err(|e| StoreError::unavailable("delete", e))?;
+        let deleted = query
+            .build()
+            .execute(&self.write)
+            .await
+            .map_err(|e| StoreError::unavailable("delete", e))?;
         if deleted.rows_affected() > 0 {
             return Ok(true);
         }
         match (precondition, self.version_of(kind, &id).await?) {
-            (Some(expected), Some(found)) => Err(StoreError::Conflict { kind, id, expected, found: Some(found) }),
+            (Some(expected), Some(found)) => {
+                Err(StoreError::Conflict { kind, id, expected, found: Some(found) })
+            }
             _ => Ok(false),
         }
     }
@@ -198,7 +229,9 @@ impl Database {
         self.check_file("remember a request")?;
         self.remember_in_transaction(&key, fingerprint, result_id).await.map_err(|e| match e {
             Failed::Database(e) => StoreError::unavailable("remember a request", e),
-            Failed::Row(e) => StoreError::corrupt(format!("remembered request {:?}", key.request_id), e),
+            Failed::Row(e) => {
+                StoreError::corrupt(format!("remembered request {:?}", key.request_id), e)
+            }
         })
     }
 
@@ -315,7 +348,9 @@ fn push_requirement(query: &mut QueryBuilder<Sqlite>, requirement: &Requirement)
         Requirement::Missing(key) => (true, key, [].as_slice()),
     };
     query.push(if negated { " AND NOT EXISTS (" } else { " AND EXISTS (" });
-    query.push("SELECT 1 FROM json_each(objects.labels) AS label WHERE label.key = ").push_bind(key.clone());
+    query
+        .push("SELECT 1 FROM json_each(objects.labels) AS label WHERE label.key = ")
+        .push_bind(key.clone());
     if !values.is_empty() {
         query.push(" AND label.value IN (");
         let mut list = query.separated(", ");
@@ -334,9 +369,12 @@ fn read_object(row: &SqliteRow) -> Result<(u64, StoredObject), StoreError> {
     let object = StoredObject {
         workspace: row.try_get("workspace").map_err(|e| fault("workspace", e))?,
         name: row.try_get("name").map_err(|e| fault("name", e))?,
-        labels: serde_json::from_str(&labels).map_err(|e| fault("labels", sqlx::Error::decode(e)))?,
+        labels: serde_json::from_str(&labels)
+            .map_err(|e| fault("labels", sqlx::Error::decode(e)))?,
         version: unsigned(row.try_get("version").map_err(|e| fault("version", e))?),
-        created_at_ms: unsigned(row.try_get("created_at_ms").map_err(|e| fault("created_at_ms", e))?),
+        created_at_ms: unsigned(
+            row.try_get("created_at_ms").map_err(|e| fault("created_at_ms", e))?,
+        ),
         payload: row.try_get("payload").map_err(|e| fault("payload", e))?,
         id: id.clone(),
     };

@@ -34,6 +34,7 @@ impl Identity {
     }
 
     pub(super) fn still_there(&self) -> bool {
-        fs::metadata(&self.path).is_ok_and(|now| now.dev() == self.device && now.ino() == self.inode)
+        fs::metadata(&self.path)
+            .is_ok_and(|now| now.dev() == self.device && now.ino() == self.inode)
     }
 }

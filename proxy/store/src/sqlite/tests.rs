@@ -26,7 +26,10 @@ async fn what_is_written_reads_back() {
     let new = object("1", "one").with_labels([("env".to_owned(), "prod".to_owned())]);
     assert_eq!(store.put(Kind::Sandbox, new.clone(), Precondition::MustCreate).await.unwrap(), 1);
     let read = store.get(Kind::Sandbox, "1").await.unwrap().unwrap();
-    assert_eq!((&read.name, &read.labels, &read.payload, read.version), (&new.name, &new.labels, &new.payload, 1));
+    assert_eq!(
+        (&read.name, &read.labels, &read.payload, read.version),
+        (&new.name, &new.labels, &new.payload, 1)
+    );
     assert!(read.created_at_ms > 1_600_000_000_000, "{}", read.created_at_ms);
     assert_eq!(store.get_by_name(Kind::Sandbox, "default", "one").await.unwrap(), Some(read));
     // Kinds and workspaces are apart.
@@ -52,11 +55,20 @@ async fn ids_and_names_are_taken_once() {
 async fn a_write_on_an_old_version_is_refused() {
     let store = memory().await;
     store.put(Kind::Sandbox, object("1", "one"), Precondition::MustCreate).await.unwrap();
-    assert_eq!(store.put(Kind::Sandbox, object("1", "one"), Precondition::Version(1)).await.unwrap(), 2);
+    assert_eq!(
+        store.put(Kind::Sandbox, object("1", "one"), Precondition::Version(1)).await.unwrap(),
+        2
+    );
     let late = store.put(Kind::Sandbox, object("1", "one"), Precondition::Version(1)).await;
-    assert!(matches!(late, Err(StoreError::Conflict { expected: 1, found: Some(2), .. })), "{late:?}");
+    assert!(
+        matches!(late, Err(StoreError::Conflict { expected: 1, found: Some(2), .. })),
+        "{late:?}"
+    );
     let late = store.delete(Kind::Sandbox, "1", Some(1)).await;
-    assert!(matches!(late, Err(StoreError::Conflict { expected: 1, found: Some(2), .. })), "{late:?}");
+    assert!(
+        matches!(late, Err(StoreError::Conflict { expected: 1, found: Some(2), .. })),
+        "{late:?}"
+    );
     assert!(store.delete(Kind::Sandbox, "1", Some(2)).await.unwrap());
     assert!(!store.delete(Kind::Sandbox, "1", None).await.unwrap());
     let gone = store.put(Kind::Sandbox, object("1", "one"), Precondition::Version(2)).await;
@@ -68,8 +80,12 @@ async fn of_concurrent_writers_one_wins_each_version() {
     const WRITERS: usize = 8;
     const WINS: u64 = 20;
     let directory = tempfile::tempdir().unwrap();
-    let store = SqliteStore::open(&format!("sqlite://{}/db", directory.path().display())).await.unwrap();
-    store.put(Kind::Sandbox, NewObject::new("1", "w", "n", vec![0; 4]), Precondition::MustCreate).await.unwrap();
+    let store =
+        SqliteStore::open(&format!("sqlite://{}/db", directory.path().display())).await.unwrap();
+    store
+        .put(Kind::Sandbox, NewObject::new("1", "w", "n", vec![0; 4]), Precondition::MustCreate)
+        .await
+        .unwrap();
     let writers: Vec<_> = (0..WRITERS)
         .map(|_| {
             let store = store.clone();
@@ -79,7 +95,8 @@ async fn of_concurrent_writers_one_wins_each_version() {
                     let read = store.get(Kind::Sandbox, "1").await.unwrap().unwrap();
                     let count = u32::from_be_bytes(read.payload.try_into().unwrap()) + 1;
                     let next = NewObject::new("1", "w", "n", count.to_be_bytes().to_vec());
-                    match store.put(Kind::Sandbox, next, Precondition::Version(read.version)).await {
+                    match store.put(Kind::Sandbox, next, Precondition::Version(read.version)).await
+                    {
                         Ok(_) => wins += 1,
                         Err(StoreError::Conflict { .. }) => {}
                         Err(e) => panic!("{e}"),
@@ -101,7 +118,10 @@ async fn of_concurrent_writers_one_wins_each_version() {
 async fn pages_are_stable_while_objects_come_and_go() {
     let store = memory().await;
     for i in 0..10 {
-        store.put(Kind::Sandbox, object(&format!("{i}"), &format!("n{i}")), Precondition::MustCreate).await.unwrap();
+        store
+            .put(Kind::Sandbox, object(&format!("{i}"), &format!("n{i}")), Precondition::MustCreate)
+            .await
+            .unwrap();
     }
     let mut seen = Vec::new();
     let mut query = ListQuery { limit: 3, ..ListQuery::default() };
@@ -114,8 +134,14 @@ async fn pages_are_stable_while_objects_come_and_go() {
         if round == 0 {
             store.delete(Kind::Sandbox, "1", None).await.unwrap();
             store.delete(Kind::Sandbox, "5", None).await.unwrap();
-            store.put(Kind::Sandbox, object("new", "a-first-name"), Precondition::MustCreate).await.unwrap();
-            store.put(Kind::Sandbox, object("4", "renamed"), Precondition::Version(1)).await.unwrap();
+            store
+                .put(Kind::Sandbox, object("new", "a-first-name"), Precondition::MustCreate)
+                .await
+                .unwrap();
+            store
+                .put(Kind::Sandbox, object("4", "renamed"), Precondition::Version(1))
+                .await
+                .unwrap();
         }
         round += 1;
         query.after = Some(PageKey::from_token(&next.to_token()).unwrap());
@@ -127,7 +153,10 @@ async fn pages_are_stable_while_objects_come_and_go() {
 async fn a_page_that_ends_exactly_is_the_last() {
     let store = memory().await;
     for i in 0..4 {
-        store.put(Kind::Sandbox, object(&format!("{i}"), &format!("n{i}")), Precondition::MustCreate).await.unwrap();
+        store
+            .put(Kind::Sandbox, object(&format!("{i}"), &format!("n{i}")), Precondition::MustCreate)
+            .await
+            .unwrap();
     }
     let query = ListQuery { limit: 2, ..ListQuery::default() };
     let first = store.list(Kind::Sandbox, query.clone()).await.unwrap();
@@ -139,10 +168,15 @@ async fn a_page_that_ends_exactly_is_the_last() {
 async fn a_token_of_another_list_is_refused() {
     let store = memory().await;
     for i in 0..3 {
-        store.put(Kind::Sandbox, object(&format!("{i}"), &format!("n{i}")), Precondition::MustCreate).await.unwrap();
+        store
+            .put(Kind::Sandbox, object(&format!("{i}"), &format!("n{i}")), Precondition::MustCreate)
+            .await
+            .unwrap();
     }
-    let page = store.list(Kind::Sandbox, ListQuery { limit: 1, ..ListQuery::default() }).await.unwrap();
-    let other = ListQuery { workspace: Some("default".into()), after: page.next, ..ListQuery::default() };
+    let page =
+        store.list(Kind::Sandbox, ListQuery { limit: 1, ..ListQuery::default() }).await.unwrap();
+    let other =
+        ListQuery { workspace: Some("default".into()), after: page.next, ..ListQuery::default() };
     assert!(matches!(store.list(Kind::Sandbox, other).await, Err(StoreError::ForeignPageKey)));
 }
 
@@ -156,17 +190,33 @@ async fn the_database_selects_as_the_matcher_does() {
         ("odd", vec![("quote\"key", "a'b\"c"), ("x.example/y", "z")]),
     ] {
         let labels = labels.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned()));
-        store.put(Kind::Sandbox, object(id, id).with_labels(labels), Precondition::MustCreate).await.unwrap();
+        store
+            .put(Kind::Sandbox, object(id, id).with_labels(labels), Precondition::MustCreate)
+            .await
+            .unwrap();
     }
     let all = store.list(Kind::Sandbox, ListQuery::default()).await.unwrap().objects;
     for text in [
-        "", "env", "!env", "env=prod", "env!=prod", "env in (prod,dev)", "env notin (dev)", "tier=", "tier!=",
-        "env,!tier", "env=prod,env=dev", "x.example/y=z", "!nothing",
+        "",
+        "env",
+        "!env",
+        "env=prod",
+        "env!=prod",
+        "env in (prod,dev)",
+        "env notin (dev)",
+        "tier=",
+        "tier!=",
+        "env,!tier",
+        "env=prod,env=dev",
+        "x.example/y=z",
+        "!nothing",
     ] {
         let labels = LabelSelector::parse(text).unwrap();
-        let listed = store.list(Kind::Sandbox, ListQuery { labels: labels.clone(), ..ListQuery::default() });
+        let listed =
+            store.list(Kind::Sandbox, ListQuery { labels: labels.clone(), ..ListQuery::default() });
         let listed: Vec<_> = listed.await.unwrap().objects.into_iter().map(|o| o.id).collect();
-        let matched: Vec<_> = all.iter().filter(|o| labels.matches(&o.labels)).map(|o| o.id.clone()).collect();
+        let matched: Vec<_> =
+            all.iter().filter(|o| labels.matches(&o.labels)).map(|o| o.id.clone()).collect();
         assert_eq!(listed, matched, "{text:?}");
     }
 }
@@ -175,19 +225,26 @@ async fn the_database_selects_as_the_matcher_does() {
 async fn a_request_is_answered_once_a_day() {
     let now = Arc::new(AtomicU64::new(1_000));
     let clock = now.clone();
-    let options = Options { now_ms: Arc::new(move || clock.load(Ordering::SeqCst)), ..Options::default() };
+    let options =
+        Options { now_ms: Arc::new(move || clock.load(Ordering::SeqCst)), ..Options::default() };
     let store = SqliteStore::open_with("sqlite::memory:", options).await.unwrap();
     assert_eq!(store.remember_request(key("r"), [1; 32], "a").await.unwrap(), Remembered::New);
     let again = store.remember_request(key("r"), [1; 32], "b").await.unwrap();
     assert_eq!(again, Remembered::Same { result_id: "a".into() });
-    assert_eq!(store.remember_request(key("r"), [2; 32], "b").await.unwrap(), Remembered::Different);
+    assert_eq!(
+        store.remember_request(key("r"), [2; 32], "b").await.unwrap(),
+        Remembered::Different
+    );
     let other = RequestKey { subject: "bob".into(), ..key("r") };
     assert_eq!(store.remember_request(other.clone(), [2; 32], "b").await.unwrap(), Remembered::New);
     store.forget_request(&other).await.unwrap();
     assert_eq!(store.remember_request(other, [3; 32], "c").await.unwrap(), Remembered::New);
 
     now.fetch_add(REQUEST_MEMORY_MS - 1, Ordering::SeqCst);
-    assert!(matches!(store.remember_request(key("r"), [1; 32], "b").await.unwrap(), Remembered::Same { .. }));
+    assert!(matches!(
+        store.remember_request(key("r"), [1; 32], "b").await.unwrap(),
+        Remembered::Same { .. }
+    ));
     now.fetch_add(1, Ordering::SeqCst);
     assert_eq!(store.remember_request(key("r"), [1; 32], "b").await.unwrap(), Remembered::New);
     assert_eq!(store.reap(now.load(Ordering::SeqCst) + REQUEST_MEMORY_MS).await.unwrap(), 1);
@@ -211,11 +268,14 @@ async fn remembered_requests_are_bounded() {
 #[tokio::test]
 async fn one_of_concurrent_equal_requests_is_new() {
     let directory = tempfile::tempdir().unwrap();
-    let store = SqliteStore::open(&format!("sqlite://{}/db", directory.path().display())).await.unwrap();
+    let store =
+        SqliteStore::open(&format!("sqlite://{}/db", directory.path().display())).await.unwrap();
     let calls: Vec<_> = (0..16)
         .map(|i| {
             let store = store.clone();
-            tokio::spawn(async move { store.remember_request(key("r"), [1; 32], &format!("id{i}")).await.unwrap() })
+            tokio::spawn(async move {
+                store.remember_request(key("r"), [1; 32], &format!("id{i}")).await.unwrap()
+            })
         })
         .collect();
     let mut new = 0;
@@ -228,12 +288,14 @@ async fn one_of_concurrent_equal_requests_is_new() {
 #[tokio::test]
 async fn a_full_disk_is_unavailable_and_reads_go_on() {
     let directory = tempfile::tempdir().unwrap();
-    let store = SqliteStore::open(&format!("sqlite://{}/db", directory.path().display())).await.unwrap();
+    let store =
+        SqliteStore::open(&format!("sqlite://{}/db", directory.path().display())).await.unwrap();
     store.put(Kind::Sandbox, object("1", "one"), Precondition::MustCreate).await.unwrap();
     // What a full disk answers, SQLite also answers at its own page limit (SQLITE_FULL).
     sqlx::query("PRAGMA max_page_count = 1").execute(store.database.writer()).await.unwrap();
     let big = NewObject::new("2", "default", "two", vec![7; 1 << 20]);
-    let refused = store.put(Kind::Sandbox, big.clone(), Precondition::MustCreate).await.expect_err("no room");
+    let refused =
+        store.put(Kind::Sandbox, big.clone(), Precondition::MustCreate).await.expect_err("no room");
     assert!(refused.is_unavailable(), "{refused:?}");
     assert!(store.get(Kind::Sandbox, "1").await.unwrap().is_some());
     assert_eq!(store.get(Kind::Sandbox, "2").await.unwrap(), None);
@@ -254,7 +316,10 @@ async fn a_removed_or_replaced_file_is_noticed() {
             std::fs::write(&path, b"").unwrap();
         }
         let probed = store.probe().await.expect_err("the file is gone");
-        assert!(matches!(probed, StoreError::Unavailable { cause: UnavailableCause::FileGone, .. }), "{probed:?}");
+        assert!(
+            matches!(probed, StoreError::Unavailable { cause: UnavailableCause::FileGone, .. }),
+            "{probed:?}"
+        );
         let put = store.put(Kind::Sandbox, object("1", "one"), Precondition::MustCreate).await;
         assert!(put.expect_err("would be lost").is_unavailable());
     }
@@ -303,7 +368,10 @@ async fn a_paused_clock_stays_while_the_database_works() {
     let before = tokio::time::Instant::now();
     let store = memory().await;
     for i in 0..50 {
-        store.put(Kind::Sandbox, object(&format!("{i}"), &format!("n{i}")), Precondition::MustCreate).await.unwrap();
+        store
+            .put(Kind::Sandbox, object(&format!("{i}"), &format!("n{i}")), Precondition::MustCreate)
+            .await
+            .unwrap();
         store.get(Kind::Sandbox, "0").await.unwrap();
     }
     assert_eq!(tokio::time::Instant::now(), before);
