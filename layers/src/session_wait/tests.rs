@@ -15,15 +15,17 @@ enum Fail {
     GaveUp(Duration),
 }
 
+type Line = Result<u8, fn() -> Fail>;
+
 /// Answers by a script, the last line for ever, and notes when it was asked.
 #[derive(Clone)]
 struct Opener {
-    script: Arc<Mutex<VecDeque<Result<u8, fn() -> Fail>>>>,
+    script: Arc<Mutex<VecDeque<Line>>>,
     asked: Arc<Mutex<Vec<Instant>>>,
 }
 
 impl Opener {
-    fn new(script: impl IntoIterator<Item = Result<u8, fn() -> Fail>>) -> Self {
+    fn new(script: impl IntoIterator<Item = Line>) -> Self {
         Self { script: Arc::new(Mutex::new(script.into_iter().collect())), asked: Arc::default() }
     }
 
@@ -49,15 +51,15 @@ impl Service<&'static str> for Opener {
     }
 }
 
+type Waiting<G> = SessionWaitLayer<fn(&Fail) -> bool, Duration, G, fn(Fail, Duration) -> Fail>;
+
 const BUDGET: Duration = Duration::from_secs(15);
 
 fn no_session() -> Fail {
     Fail::NoSession
 }
 
-fn layer<G>(
-    signal: G,
-) -> SessionWaitLayer<fn(&Fail) -> bool, Duration, G, fn(Fail, Duration) -> Fail> {
+fn layer<G>(signal: G) -> Waiting<G> {
     SessionWaitLayer::new(
         Config::default(),
         |fail: &Fail| *fail == Fail::NoSession,
