@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -51,15 +52,40 @@ impl Up {
 
     /// Starts a gateway on a free port and waits until it answers.
     pub fn start(arguments: &[&str]) -> Self {
+        Self::start_in(Self::folder(), &[&["--port", "0", "--ephemeral"], arguments].concat())
+    }
+
+    /// Starts a gateway with a `gateway.toml` of its own.
+    pub fn start_with_config(config: &str) -> Self {
+        let folder = Self::folder();
+        let path = folder.join("gateway.toml");
+        fs::write(&path, config).expect("writes");
+        let path = path.display().to_string();
+        Self::start_in(folder, &["--port", "0", "--ephemeral", "--config", &path])
+    }
+
+    /// A new folder, short enough for Unix sockets below it and open to a sandbox's user.
+    pub fn folder() -> PathBuf {
         let folder = tempfile::Builder::new()
             .prefix("postern-test-")
             .tempdir_in("/var/tmp")
             .expect("a temporary folder")
             .keep();
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).expect("sets");
         fs::create_dir(folder.join("config")).expect("a config folder");
-        let log = fs::File::create(folder.join("up.log")).expect("a log file");
+        folder
+    }
+
+    /// Starts a gateway whose files are in `folder`, where another one may have been before.
+    pub fn start_in(folder: PathBuf, arguments: &[&str]) -> Self {
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(folder.join("up.log"))
+            .expect("a log file");
         let mut child = Command::new(env!("CARGO_BIN_EXE_postern"))
-            .args(["up", "--port", "0", "--ephemeral", "--exit-with-stdin"])
+            .args(["up", "--exit-with-stdin", "--state-dir"])
+            .arg(folder.join("s"))
             .args(arguments)
             .env("XDG_CONFIG_HOME", folder.join("config"))
             .env("XDG_STATE_HOME", folder.join("state"))
@@ -133,6 +159,48 @@ impl Up {
         let output = self.run(&["sandbox", "create", "--name", &name, "--detach", "--no-tty"]);
         assert!(output.status.success(), "create failed: {}\n{}", shown(&output), self.log());
         Sandbox { up: self, name }
+    }
+
+    /// Kills the gateway without a word and waits until it is gone. Its files stay.
+    pub fn kill(self) -> PathBuf {
+        let mut child = self.child.lock().expect("not poisoned");
+        child.kill().expect("kills");
+        child.wait().expect("ends");
+        drop(child);
+        let folder = self.folder.clone();
+        std::mem::forget(self);
+        folder
+    }
+
+    /// URL of the gateway, as its registration has it.
+    pub fn endpoint(&self) -> String {
+        let output = self.run(&["status", "-o", "json"]);
+        assert!(output.status.success(), "{}", shown(&output));
+        let status: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        status["endpoint"].as_str().expect("is there").to_owned()
+    }
+
+    /// A sandbox by JSON, as `sandbox get -o json` has it.
+    pub fn get(&self, name: &str) -> serde_json::Value {
+        let output = self.run(&["sandbox", "get", name, "-o", "json"]);
+        assert!(output.status.success(), "{}\n{}", shown(&output), self.log());
+        serde_json::from_slice(&output.stdout).expect("JSON")
+    }
+
+    /// Process id of a sandbox's supervisor.
+    pub fn supervisor(&self, id: &str) -> i32 {
+        let wanted = format!("OPENSHELL_SANDBOX_ID={id}");
+        let mut found: Vec<i32> = fs::read_dir("/proc")
+            .expect("is mounted")
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .filter(|pid| {
+                fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environment| {
+                    environment.split(|byte| *byte == 0).any(|word| word == wanted.as_bytes())
+                })
+            })
+            .collect();
+        found.sort_unstable();
+        *found.first().unwrap_or_else(|| panic!("no supervisor of {id}: {}", self.log()))
     }
 
     /// Ends the gateway as its operator would, and waits.
