@@ -14,6 +14,7 @@
 //! | [`concurrency_cap`] | call | caps the calls in progress, per key and in all | 503, `RESOURCE_EXHAUSTED` |
 //! | [`deadline`] | call | bounds the time of a call, head and body | 504, `DEADLINE_EXCEEDED` |
 //! | [`metrics`] | call | tells an observer when a call starts and how it ends | never |
+//! | [`ocsf`] | call, relay | records what became of calls and relays as OCSF events | never |
 //! | [`rate_limit`] | call | bounds the rate of calls, per key and in all | 429, `RESOURCE_EXHAUSTED` |
 //! | [`request_id`] | call | gives every call a name that logs can be joined by | never |
 //! | [`relay_caps`] | relay | caps the relays being opened and the live ones | `RESOURCE_EXHAUSTED` |
@@ -73,6 +74,10 @@ pub mod relay_caps;
 pub mod relay_metrics;
 #[cfg(feature = "session_wait")]
 pub mod session_wait;
+
+// Call and relay plane.
+#[cfg(feature = "ocsf")]
+pub mod ocsf;
 
 // Connection plane.
 #[cfg(feature = "connection_cap")]

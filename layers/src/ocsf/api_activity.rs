@@ -33,9 +33,26 @@ impl ApiVerb {
     #[must_use]
     pub fn of_method(name: &str) -> Self {
         const VERBS: [(&[&str], ApiVerb); 4] = [
-            (&["Create", "Add", "Issue", "Attach", "Submit", "Push", "Report", "Register"], ApiVerb::Create),
+            (
+                &["Create", "Add", "Issue", "Attach", "Submit", "Push", "Report", "Register"],
+                ApiVerb::Create,
+            ),
             (&["Get", "List", "Watch", "Read", "Describe", "Check", "Health"], ApiVerb::Read),
-            (&["Update", "Set", "Put", "Patch", "Rotate", "Refresh", "Renew", "Approve", "Reject", "Configure"], ApiVerb::Update),
+            (
+                &[
+                    "Update",
+                    "Set",
+                    "Put",
+                    "Patch",
+                    "Rotate",
+                    "Refresh",
+                    "Renew",
+                    "Approve",
+                    "Reject",
+                    "Configure",
+                ],
+                ApiVerb::Update,
+            ),
             (&["Delete", "Remove", "Revoke", "Detach", "Clear"], ApiVerb::Delete),
         ];
         VERBS
@@ -69,7 +86,16 @@ impl ApiActivity {
     pub fn new(verb: ApiVerb, api: Api, actor: Actor, src: Endpoint, time: i64) -> Self {
         let mut common = Common::new(time);
         common.actor = Some(actor);
-        Self { verb, api, src, dst: None, request: None, response: None, resources: Vec::new(), common }
+        Self {
+            verb,
+            api,
+            src,
+            dst: None,
+            request: None,
+            response: None,
+            resources: Vec::new(),
+            common,
+        }
     }
 
     value_setters! {

@@ -54,8 +54,8 @@ impl Common {
             Value::Text(text) => Value::Text(clip(text, MAX_NAME_BYTES)),
             other => other,
         };
-        match self.unmapped.iter_mut().find(|(known, _)| *known == name) {
-            Some(slot) => slot.1 = value,
+        match self.unmapped.iter().position(|(known, _)| *known == name) {
+            Some(at) => self.unmapped[at].1 = value,
             None if self.unmapped.len() < MAX_ENTRIES => self.unmapped.push((name, value)),
             None => {}
         }
@@ -72,7 +72,12 @@ impl Common {
 
     pub(crate) fn put_all<M: SerializeMap>(&self, map: &mut M) -> Result<(), M::Error> {
         map.serialize_entry("time", &self.time)?;
-        put_numbered(map, "severity_id", "severity", Some((self.severity.id(), self.severity.label())))?;
+        put_numbered(
+            map,
+            "severity_id",
+            "severity",
+            Some((self.severity.id(), self.severity.label())),
+        )?;
         put_numbered(map, "status_id", "status", self.status)?;
         put(map, "status_code", self.status_code.as_ref())?;
         put(map, "status_detail", self.status_detail.as_ref())?;

@@ -143,11 +143,16 @@ impl Class for DetectionFinding {
         if !self.resources.is_empty() {
             map.serialize_entry("resources", &self.resources)?;
         }
-        put(map, "remediation", self.remediation.as_deref().map(|desc| Remediation { desc }).as_ref())
+        put(
+            map,
+            "remediation",
+            self.remediation.as_deref().map(|desc| Remediation { desc }).as_ref(),
+        )
     }
 
     fn short(&self, line: &mut Line<'_>) {
-        let slot = self.common.verdict.map_or(self.activity.label(), |verdict| verdict.disposition().1);
+        let slot =
+            self.common.verdict.map_or(self.activity.label(), |verdict| verdict.disposition().1);
         line.head("FINDING", slot);
         let (uid, title) = self.finding.shown();
         line.quoted(title);

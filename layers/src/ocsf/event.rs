@@ -208,7 +208,8 @@ impl<'a> Record<'a> {
     /// Appends the event as one line of JSON, without the line end: at most [`MAX_LINE_BYTES`](super::MAX_LINE_BYTES) bytes.
     pub fn write_json(&self, line: &mut Vec<u8>) {
         let mut serializer = serde_json::Serializer::with_formatter(line, OneLine);
-        serde::Serialize::serialize(self, &mut serializer).expect("writing plain maps into memory cannot fail");
+        serde::Serialize::serialize(self, &mut serializer)
+            .expect("writing plain maps into memory cannot fail");
     }
 
     /// Appends the event in the short form, without a line end: at most [`MAX_SHORT_BYTES`](super::MAX_SHORT_BYTES) bytes.
@@ -259,7 +260,9 @@ fn put_class<C: Class, M: SerializeMap>(
     map.serialize_entry("device", device)?;
     let mut profiles = ["host"; 3];
     let mut used = 1;
-    for (wanted, profile) in [(common.has_control(), "security_control"), (device.has_container(), "container")] {
+    for (wanted, profile) in
+        [(common.has_control(), "security_control"), (device.has_container(), "container")]
+    {
         if wanted {
             profiles[used] = profile;
             used += 1;
@@ -280,7 +283,11 @@ fn put_class<C: Class, M: SerializeMap>(
 struct OneLine;
 
 impl serde_json::ser::Formatter for OneLine {
-    fn write_string_fragment<W: ?Sized + io::Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+    fn write_string_fragment<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
         if fragment.bytes().all(|byte| byte < 0x7f) {
             return writer.write_all(fragment.as_bytes());
         }

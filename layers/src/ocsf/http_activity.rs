@@ -4,7 +4,9 @@ use serde::ser::SerializeMap;
 
 use super::common::{Common, common_setters, status_setters};
 use super::event::{Activity, Class};
-use super::object::{Connection, Endpoint, HttpRequest, HttpResponse, Traffic, method_activity, value_setters};
+use super::object::{
+    Connection, Endpoint, HttpRequest, HttpResponse, Traffic, method_activity, value_setters,
+};
 use super::short::Line;
 use super::vocabulary::put;
 

@@ -45,7 +45,14 @@ impl NetworkActivity {
     /// Something happened to the connection between `peers` at `time`, in milliseconds since 1970.
     #[must_use]
     pub fn new(activity: ConnectionActivity, peers: Peers, time: i64) -> Self {
-        Self { activity, peers, connection: None, traffic: None, url: None, common: Common::new(time) }
+        Self {
+            activity,
+            peers,
+            connection: None,
+            traffic: None,
+            url: None,
+            common: Common::new(time),
+        }
     }
 
     value_setters! {

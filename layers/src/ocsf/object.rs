@@ -10,7 +10,9 @@ mod finding;
 mod http;
 
 pub use actor::{Actor, Certificate, File, Process, Session, User, UserKind};
-pub use endpoint::{Connection, Container, Device, DeviceKind, Direction, Endpoint, Peers, Traffic};
+pub use endpoint::{
+    Connection, Container, Device, DeviceKind, Direction, Endpoint, Peers, Traffic,
+};
 pub use finding::{Evidence, FindingInfo, Policy, Resource, Rule};
 pub use http::{Api, HttpRequest, HttpResponse, Service, Url};
 

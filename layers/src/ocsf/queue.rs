@@ -18,12 +18,17 @@ pub(crate) struct Gap {
 }
 
 impl Gap {
+    /// Both gaps as one.
+    pub(crate) fn joined(gap: Option<Self>, next: Self) -> Self {
+        match gap {
+            Some(gap) => Self { count: gap.count + next.count, first: gap.first, last: next.last },
+            None => next,
+        }
+    }
+
     /// The gap grown by one event of that time.
     pub(crate) fn grown(gap: Option<Self>, time: i64) -> Self {
-        match gap {
-            Some(gap) => Self { count: gap.count + 1, first: gap.first, last: time },
-            None => Self { count: 1, first: time, last: time },
-        }
+        Self::joined(gap, Self { count: 1, first: time, last: time })
     }
 }
 
@@ -124,7 +129,9 @@ impl Queue {
             state.wake_at = enough;
             let (guard, _) = self
                 .to_writer
-                .wait_timeout_while(state, linger, |state| state.open && !state.flush && state.events.len() < enough)
+                .wait_timeout_while(state, linger, |state| {
+                    state.open && !state.flush && state.events.len() < enough
+                })
                 .unwrap_or_else(PoisonError::into_inner);
             state = guard;
         }
@@ -167,8 +174,10 @@ impl Queue {
     /// Waits until the writer has ended. False if it has not within `limit`.
     pub(crate) fn wait_ended(&self, limit: Duration) -> bool {
         let state = self.lock();
-        let (state, _) =
-            self.ended.wait_timeout_while(state, limit, |state| !state.ended).unwrap_or_else(PoisonError::into_inner);
+        let (state, _) = self
+            .ended
+            .wait_timeout_while(state, limit, |state| !state.ended)
+            .unwrap_or_else(PoisonError::into_inner);
         state.ended
     }
 

@@ -26,7 +26,8 @@ const UNMAPPED: usize = 8;
 const UNMAPPED_VALUE: usize = 64;
 
 /// The values a change of configuration is known by, in the order they are shown.
-const CONFIG_FIELDS: [&str; 6] = ["auto", "source", "prover_delta", "resolved_from", "version", "hash"];
+const CONFIG_FIELDS: [&str; 6] =
+    ["auto", "source", "prover_delta", "resolved_from", "version", "hash"];
 
 /// A short line being written.
 pub(crate) struct Line<'a> {
@@ -179,7 +180,9 @@ impl<'a> Line<'a> {
         let common = self.common;
         let mut shown = true;
         match (common.rule.as_ref().map(super::object::Rule::shown), &common.policy) {
-            (Some((name, Some(engine))), _) => self.bracket(&[("policy", name), ("engine", engine)]),
+            (Some((name, Some(engine))), _) => {
+                self.bracket(&[("policy", name), ("engine", engine)])
+            }
             (Some((name, None)), _) => self.bracket(&[("policy", name)]),
             (None, Some(policy)) => self.bracket(&[("policy", policy.shown())]),
             (None, None) => shown = false,
@@ -241,7 +244,11 @@ impl<'a> Line<'a> {
     /// The values a change of configuration is known by, and why it failed.
     pub(crate) fn changed(&mut self) {
         let common = self.common;
-        self.values(CONFIG_FIELDS.iter().filter_map(|field| common.unmapped().iter().find(|(name, _)| name == field)));
+        self.values(
+            CONFIG_FIELDS
+                .iter()
+                .filter_map(|field| common.unmapped().iter().find(|(name, _)| name == field)),
+        );
         let failed = common.status.is_some_and(|(_, label)| label == "Failure");
         if let (true, Some(detail)) = (failed, &common.status_detail) {
             self.limited("reason", detail, REASON);

@@ -88,7 +88,12 @@ impl Class for SshActivity {
         put(map, "connection_info", self.connection.as_ref())?;
         put(map, "traffic", self.traffic.as_ref())?;
         put(map, "protocol_ver", self.protocol_ver.as_ref())?;
-        put_numbered(map, "auth_type_id", "auth_type", self.auth.map(|auth| (auth.id(), auth.label())))
+        put_numbered(
+            map,
+            "auth_type_id",
+            "auth_type",
+            self.auth.map(|auth| (auth.id(), auth.label())),
+        )
     }
 
     fn short(&self, line: &mut Line<'_>) {

@@ -108,7 +108,10 @@ pub(crate) fn push_escaped(out: &mut String, text: &str, max: usize, place: Plac
     let mut piece = String::new();
     while let Some(c) = rest.next() {
         piece.clear();
-        let is_break = matches!(c, '\n' | '\r' | '\t' | '\u{b}' | '\u{c}' | '\u{85}' | '\u{2028}' | '\u{2029}');
+        let is_break = matches!(
+            c,
+            '\n' | '\r' | '\t' | '\u{b}' | '\u{c}' | '\u{85}' | '\u{2028}' | '\u{2029}'
+        );
         if is_break && place == Place::Free {
             if !flattened {
                 piece.push(' ');
@@ -135,7 +138,9 @@ fn escape_char(piece: &mut String, c: char, place: Place) {
             piece.push('\\');
             piece.push(c);
         }
-        c if is_steering(c) || (place == Place::Word && c.is_whitespace()) => piece.extend(c.escape_unicode()),
+        c if is_steering(c) || (place == Place::Word && c.is_whitespace()) => {
+            piece.extend(c.escape_unicode())
+        }
         c => piece.push(c),
     }
 }

@@ -111,8 +111,14 @@ pub enum Verdict {
 
 impl Verdict {
     /// Every value.
-    pub const ALL: &'static [Self] =
-        &[Self::Allowed, Self::Blocked, Self::Rejected, Self::Detected, Self::Modified, Self::Error];
+    pub const ALL: &'static [Self] = &[
+        Self::Allowed,
+        Self::Blocked,
+        Self::Rejected,
+        Self::Detected,
+        Self::Modified,
+        Self::Error,
+    ];
 
     pub(crate) const fn action(self) -> Numbered {
         match self {

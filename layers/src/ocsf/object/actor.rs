@@ -107,7 +107,13 @@ impl Session {
     /// A session with that identifier.
     #[must_use]
     pub fn new(uid: impl Into<Cow<'static, str>>) -> Self {
-        Self { uid: clip(uid, MAX_NAME_BYTES), issuer: None, created_time: None, expiration_time: None, is_remote: None }
+        Self {
+            uid: clip(uid, MAX_NAME_BYTES),
+            issuer: None,
+            created_time: None,
+            expiration_time: None,
+            is_remote: None,
+        }
     }
 
     text_setters! {
@@ -195,7 +201,15 @@ impl Process {
     /// The process with that number.
     #[must_use]
     pub fn new(pid: u32) -> Self {
-        Self { pid, name: None, cmd_line: None, file: None, user: None, created_time: None, parent: None }
+        Self {
+            pid,
+            name: None,
+            cmd_line: None,
+            file: None,
+            user: None,
+            created_time: None,
+            parent: None,
+        }
     }
 
     text_setters! {
@@ -342,7 +356,10 @@ struct AltName {
 impl Certificate {
     /// A certificate by issuer and serial number, both as text.
     #[must_use]
-    pub fn new(issuer: impl Into<Cow<'static, str>>, serial_number: impl Into<Cow<'static, str>>) -> Self {
+    pub fn new(
+        issuer: impl Into<Cow<'static, str>>,
+        serial_number: impl Into<Cow<'static, str>>,
+    ) -> Self {
         Self {
             issuer: clip(issuer, MAX_NAME_BYTES),
             serial_number: clip(serial_number, MAX_NAME_BYTES),

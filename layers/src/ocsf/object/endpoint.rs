@@ -27,7 +27,8 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    const EMPTY: Self = Self { ip: None, hostname: None, port: None, name: None, uid: None, svc_name: None };
+    const EMPTY: Self =
+        Self { ip: None, hostname: None, port: None, name: None, uid: None, svc_name: None };
 
     /// An address. IPv4 inside IPv6 is written as IPv4, so one peer has one spelling.
     #[must_use]
@@ -253,7 +254,12 @@ impl Connection {
     /// A connection in that direction.
     #[must_use]
     pub fn new(direction: Direction) -> Self {
-        Self { direction_id: direction.id(), direction: direction.label(), protocol_name: None, uid: None }
+        Self {
+            direction_id: direction.id(),
+            direction: direction.label(),
+            protocol_name: None,
+            uid: None,
+        }
     }
 
     text_setters! {

@@ -113,7 +113,8 @@ impl FindingInfo {
     /// The rule or check that found it.
     #[must_use]
     pub fn found_by(mut self, rule: impl Into<Cow<'static, str>>) -> Self {
-        self.analytic = Some(Analytic { name: clip(rule, MAX_NAME_BYTES), type_id: 1, r#type: "Rule" });
+        self.analytic =
+            Some(Analytic { name: clip(rule, MAX_NAME_BYTES), type_id: 1, r#type: "Rule" });
         self
     }
 

@@ -25,7 +25,13 @@ impl Url {
     /// A path.
     #[must_use]
     pub fn new(path: impl Into<Cow<'static, str>>) -> Self {
-        Self { path: clip(path, MAX_URL_BYTES), scheme: None, hostname: None, port: None, query_string: None }
+        Self {
+            path: clip(path, MAX_URL_BYTES),
+            scheme: None,
+            hostname: None,
+            port: None,
+            query_string: None,
+        }
     }
 
     text_setters! {
@@ -250,7 +256,13 @@ impl Api {
     /// A call of that operation.
     #[must_use]
     pub fn new(operation: impl Into<Cow<'static, str>>) -> Self {
-        Self { operation: clip(operation, MAX_NAME_BYTES), service: None, version: None, request: None, response: None }
+        Self {
+            operation: clip(operation, MAX_NAME_BYTES),
+            service: None,
+            version: None,
+            request: None,
+            response: None,
+        }
     }
 
     text_setters! {

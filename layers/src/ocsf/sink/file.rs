@@ -24,7 +24,10 @@ pub struct FileConfig {
     /// The file events are written to. Older ones are beside it, with `.1` (the youngest) and so on added to the name.
     pub path: PathBuf,
     /// Largest size of one file, in bytes. 64 MiB unless said: about 50,000 events, and quick to search.
-    #[cfg_attr(feature = "serde", serde(default = "default_max_bytes", with = "crate::units::size"))]
+    #[cfg_attr(
+        feature = "serde",
+        serde(default = "default_max_bytes", with = "crate::units::size")
+    )]
     pub max_bytes: u64,
     /// How many files there may be, the current one included. 4 unless said, so that 256 MiB are taken at most.
     #[cfg_attr(feature = "serde", serde(default = "default_files"))]
@@ -46,7 +49,12 @@ impl FileConfig {
     /// The defaults, for that path.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), max_bytes: default_max_bytes(), files: default_files(), format: Format::Json }
+        Self {
+            path: path.into(),
+            max_bytes: default_max_bytes(),
+            files: default_files(),
+            format: Format::Json,
+        }
     }
 
     /// Every fault of these values.
@@ -57,7 +65,10 @@ impl FileConfig {
             format!("{:?} does not name a file; write the path of one", self.path)
         });
         require(&mut faults, self.max_bytes >= MIN_FILE_BYTES, "max_bytes", || {
-            format!("{} bytes cannot hold the largest event; write at least {MIN_FILE_BYTES}B", self.max_bytes)
+            format!(
+                "{} bytes cannot hold the largest event; write at least {MIN_FILE_BYTES}B",
+                self.max_bytes
+            )
         });
         require(&mut faults, (1..=MAX_FILES).contains(&self.files), "files", || {
             format!("{} files are out of range; write 1 to {MAX_FILES}", self.files)
@@ -163,7 +174,8 @@ fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
 
 /// Opens for appending and returns the size; a last line without an end gets one.
 fn open_end(path: &Path) -> io::Result<(File, u64)> {
-    let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
+    let mut file =
+        OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
     let mut size = file.metadata()?.len();
     if size > 0 {
         let mut last = [0];
