@@ -7,6 +7,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 // Foundation.
+pub mod config;
 
 // Lifecycle.
 pub mod call_error;
