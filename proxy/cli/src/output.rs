@@ -49,13 +49,14 @@ pub fn json(value: &Value) -> Result<(), CliError> {
 #[must_use]
 pub fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
-    table.load_preset(comfy_table::presets::NOTHING);
+    table.load_style(comfy_table::presets::NOTHING);
     table.set_content_arrangement(if std::io::stdout().is_terminal() {
         ContentArrangement::Dynamic
     } else {
         ContentArrangement::Disabled
     });
-    table.set_header(header.iter().map(|title| painted(title, AnsiColor::BrightBlack.on_default())));
+    table
+        .set_header(header.iter().map(|title| painted(title, AnsiColor::BrightBlack.on_default())));
     for row in rows {
         table.add_row(row);
     }

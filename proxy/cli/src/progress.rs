@@ -31,11 +31,7 @@ pub async fn wait_ready(gateway: &mut Gateway, name: &str) -> Result<v1::Sandbox
     })
 }
 
-async fn watch(
-    gateway: &mut Gateway,
-    name: &str,
-    shown: &Shown,
-) -> Result<v1::Sandbox, CliError> {
+async fn watch(gateway: &mut Gateway, name: &str, shown: &Shown) -> Result<v1::Sandbox, CliError> {
     let request = v1::WatchSandboxRequest {
         workspace_scope: gateway.scope(),
         sandbox: name.to_owned(),
@@ -52,7 +48,9 @@ async fn watch(
         .await
         .map_err(|status| CliError::refused(action(), status))?
         .into_inner();
-    while let Some(event) = events.message().await.map_err(|status| CliError::refused(action(), status))? {
+    while let Some(event) =
+        events.message().await.map_err(|status| CliError::refused(action(), status))?
+    {
         match event.payload {
             Some(Payload::Sandbox(sandbox)) => {
                 let phase = sandbox.status.as_ref().map_or(0, |status| status.phase);

@@ -179,7 +179,10 @@ impl Registrations {
     ///
     /// # Errors
     /// When a file exists and cannot be read.
-    pub fn mutual_tls(&self, name: &str) -> Result<(Option<Vec<u8>>, Option<MutualTls>), RegistrationError> {
+    pub fn mutual_tls(
+        &self,
+        name: &str,
+    ) -> Result<(Option<Vec<u8>>, Option<MutualTls>), RegistrationError> {
         let folder = self.folder(name).join("mtls");
         let mut found = Vec::with_capacity(MTLS_FILES.len());
         for file in MTLS_FILES {
@@ -206,7 +209,11 @@ impl Registrations {
     ///
     /// # Errors
     /// When the name cannot be a folder name, or on IO.
-    pub fn save(&self, metadata: &Metadata, tls: Option<&MutualTls>) -> Result<(), RegistrationError> {
+    pub fn save(
+        &self,
+        metadata: &Metadata,
+        tls: Option<&MutualTls>,
+    ) -> Result<(), RegistrationError> {
         check_name(&metadata.name)?;
         let folder = self.folder(&metadata.name);
         make_private_folder(&folder)?;
@@ -249,12 +256,18 @@ impl Registrations {
     pub fn remove(&self, name: &str) -> Result<(), RegistrationError> {
         self.load(name)?;
         let path = self.folder(name);
-        fs::remove_dir_all(&path)
-            .map_err(|source| RegistrationError::Io { action: "remove", path, source })?;
+        fs::remove_dir_all(&path).map_err(|source| RegistrationError::Io {
+            action: "remove",
+            path,
+            source,
+        })?;
         if self.active().is_ok_and(|active| active == name) {
             let path = self.root.join("active_gateway");
-            fs::remove_file(&path)
-                .map_err(|source| RegistrationError::Io { action: "remove", path, source })?;
+            fs::remove_file(&path).map_err(|source| RegistrationError::Io {
+                action: "remove",
+                path,
+                source,
+            })?;
         }
         Ok(())
     }
@@ -269,9 +282,11 @@ fn check_name(name: &str) -> Result<(), RegistrationError> {
 }
 
 fn make_private_folder(path: &Path) -> Result<(), RegistrationError> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|source| {
-        RegistrationError::Io { action: "create", path: path.to_owned(), source }
-    })
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|source| RegistrationError::Io { action: "create", path: path.to_owned(), source })
 }
 
 /// Replaces a file at once, so that a reader sees the old or the new one, readable by its owner only.

@@ -7,7 +7,7 @@ use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 
 /// Puts the terminal into raw mode, and back when dropped.
 #[derive(Debug)]
-pub struct RawTerminal {
+pub(crate) struct RawTerminal {
     before: Termios,
 }
 
@@ -16,7 +16,7 @@ impl RawTerminal {
     ///
     /// # Errors
     /// When standard input is no terminal.
-    pub fn enter() -> io::Result<Self> {
+    pub(crate) fn enter() -> io::Result<Self> {
         let stdin = io::stdin();
         let before = tcgetattr(stdin.as_fd())?;
         let mut raw = before.clone();
@@ -35,7 +35,7 @@ impl Drop for RawTerminal {
 
 /// Columns and rows of the terminal, 80 and 24 when they cannot be told.
 #[must_use]
-pub fn size() -> (u32, u32) {
+pub(crate) fn size() -> (u32, u32) {
     rustix::termios::tcgetwinsize(io::stdout())
         .ok()
         .filter(|size| size.ws_col > 0 && size.ws_row > 0)

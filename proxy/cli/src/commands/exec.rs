@@ -41,12 +41,10 @@ pub async fn run(gateway: &mut Gateway, args: ExecArgs) -> Result<ExitCode, CliE
         command: args.command,
         workdir: args.workdir.unwrap_or_default(),
         environment: args.env.into_iter().collect(),
-        execution_timeout: args
-            .timeout
-            .map(|seconds| prost_types::Duration {
-                seconds: i64::try_from(seconds).unwrap_or(i64::MAX),
-                nanos: 0,
-            }),
+        execution_timeout: args.timeout.map(|seconds| prost_types::Duration {
+            seconds: i64::try_from(seconds).unwrap_or(i64::MAX),
+            nanos: 0,
+        }),
         tty,
         ..v1::ExecSandboxRequest::default()
     };
@@ -81,7 +79,8 @@ async fn interact(
     }
     let tty = start.tty;
     let (inputs, queue) = mpsc::channel(INPUT_QUEUE);
-    let failed = |status| CliError::refused(format!("cannot run the command in sandbox {name}"), status);
+    let failed =
+        |status| CliError::refused(format!("cannot run the command in sandbox {name}"), status);
     // The queue is empty, so the first message always has room.
     let _ = inputs.try_send(v1::ExecSandboxInput { payload: Some(Input::Start(start)) });
     let call = gateway.client.exec_sandbox_interactive(ReceiverStream::new(queue));
@@ -94,8 +93,12 @@ async fn interact(
     let mut events = call.await.map_err(failed)?.into_inner();
     while let Some(event) = events.message().await.map_err(failed)? {
         match event.payload {
-            Some(Event::Stdout(chunk)) => write_all(&mut std::io::stdout(), &chunk.data, "standard output")?,
-            Some(Event::Stderr(chunk)) => write_all(&mut std::io::stderr(), &chunk.data, "standard error")?,
+            Some(Event::Stdout(chunk)) => {
+                write_all(&mut std::io::stdout(), &chunk.data, "standard output")?
+            }
+            Some(Event::Stderr(chunk)) => {
+                write_all(&mut std::io::stderr(), &chunk.data, "standard error")?
+            }
             Some(Event::Exit(exit)) => {
                 drop(raw);
                 return Ok(exit_code(exit.exit_code));

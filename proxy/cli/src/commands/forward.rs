@@ -79,13 +79,7 @@ impl Forward {
         let failed = |source| CliError::local(format!("listen on {local}"), source);
         let listener = TcpListener::bind(local).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        Ok(Self {
-            sandbox: sandbox.to_owned(),
-            listener,
-            address,
-            host: "127.0.0.1".into(),
-            port,
-        })
+        Ok(Self { sandbox: sandbox.to_owned(), listener, address, host: "127.0.0.1".into(), port })
     }
 
     fn announce(&self) {

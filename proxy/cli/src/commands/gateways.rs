@@ -79,7 +79,8 @@ fn add(registrations: &Registrations, args: &GatewayAddArgs) -> Result<(), CliEr
 fn read_certificates(folder: &Path) -> Result<MutualTls, CliError> {
     let read = |file: &str| {
         let path = folder.join(file);
-        std::fs::read(&path).map_err(|source| CliError::local(format!("read {}", path.display()), source))
+        std::fs::read(&path)
+            .map_err(|source| CliError::local(format!("read {}", path.display()), source))
     };
     Ok(MutualTls { ca: read("ca.crt")?, certificate: read("tls.crt")?, key: read("tls.key")? })
 }
@@ -123,7 +124,8 @@ async fn info(gateway: &mut Gateway, form: Output) -> Result<(), CliError> {
         .await
         .map_err(|status| CliError::refused("cannot read the gateway's information", status))?
         .into_inner();
-    let drivers: Vec<&str> = info.compute_drivers.iter().map(|driver| driver.name.as_str()).collect();
+    let drivers: Vec<&str> =
+        info.compute_drivers.iter().map(|driver| driver.name.as_str()).collect();
     if form == Output::Json {
         return output::json(&json!({
             "gateway": gateway.name,

@@ -19,7 +19,8 @@ use crate::output;
 pub async fn run(gateway: &mut Gateway, args: LogsArgs) -> Result<ExitCode, CliError> {
     let name = gateway.sandbox_or_only(args.name.clone()).await?;
     let since = args.since.and_then(|span| SystemTime::now().checked_sub(span)).map(Into::into);
-    let sources: Vec<String> = args.source.iter().filter(|source| *source != "all").cloned().collect();
+    let sources: Vec<String> =
+        args.source.iter().filter(|source| *source != "all").cloned().collect();
     if args.tail {
         return follow(gateway, &name, &args, since, sources).await;
     }
@@ -35,7 +36,9 @@ pub async fn run(gateway: &mut Gateway, args: LogsArgs) -> Result<ExitCode, CliE
         .client
         .get_sandbox_logs(request)
         .await
-        .map_err(|status| CliError::refused(format!("cannot read the log of sandbox {name}"), status))?
+        .map_err(|status| {
+            CliError::refused(format!("cannot read the log of sandbox {name}"), status)
+        })?
         .into_inner();
     for line in &answer.logs {
         show(line)?;

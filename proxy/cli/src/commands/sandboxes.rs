@@ -28,10 +28,10 @@ pub async fn create(gateway: &mut Gateway, args: CreateArgs) -> Result<ExitCode,
         request_id: Uuid::new_v4().to_string(),
         spec: Some(v1::SandboxSpec {
             environment: args.env.iter().cloned().collect(),
-            template: args.from.clone().map(|image| v1::SandboxTemplate {
-                image,
-                ..v1::SandboxTemplate::default()
-            }),
+            template: args
+                .from
+                .clone()
+                .map(|image| v1::SandboxTemplate { image, ..v1::SandboxTemplate::default() }),
             ..v1::SandboxSpec::default()
         }),
         ..v1::CreateSandboxRequest::default()
@@ -74,7 +74,8 @@ async fn use_created(
             ..ExecArgs::default()
         };
         exec::run(gateway, call).await?
-    } else if !args.detach && args.output == Output::Table && exec::on_a_terminal() && !args.no_tty {
+    } else if !args.detach && args.output == Output::Table && exec::on_a_terminal() && !args.no_tty
+    {
         exec::shell(gateway, Some(name.to_owned())).await?
     } else {
         show(&ready, args.output)?;
@@ -109,7 +110,10 @@ fn show(sandbox: &v1::Sandbox, form: Output) -> Result<(), CliError> {
     output::print(&output::table(&HEADER, vec![row(sandbox)]))?;
     for condition in sandbox.status.iter().flat_map(|status| &status.conditions) {
         if condition.status != "True" && !condition.message.is_empty() {
-            output::line(&format!("  {}: {} ({})", condition.r#type, condition.message, condition.reason))?;
+            output::line(&format!(
+                "  {}: {} ({})",
+                condition.r#type, condition.message, condition.reason
+            ))?;
         }
     }
     Ok(())
@@ -283,4 +287,3 @@ pub async fn start(gateway: &mut Gateway, name: Option<String>) -> Result<ExitCo
     show(&ready, Output::Table)?;
     Ok(ExitCode::SUCCESS)
 }
-

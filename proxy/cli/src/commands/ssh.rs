@@ -4,12 +4,13 @@ use std::process::ExitCode;
 
 use postern_proto::v1;
 use postern_proto::v1::tcp_forward_init::Target;
+use postern_relay::bridge::Joined;
 
 use crate::args::{Globals, SshProxyArgs};
 use crate::connection::Gateway;
 use crate::error::CliError;
 use crate::output;
-use crate::tunnel::{self, SshToken};
+use crate::tunnel::{self, SshToken, Stdio};
 
 /// Carries one SSH connection on standard input and output.
 ///
@@ -35,8 +36,8 @@ pub async fn proxy(globals: &Globals, args: SshProxyArgs) -> Result<ExitCode, Cl
         }
     };
     let target = Target::Ssh(v1::SshRelayTarget {});
-    let io = tokio::io::join(tokio::io::stdin(), tokio::io::stdout());
-    let outcome = tunnel::carry(&gateway, &sandbox, target, &token, io).await;
+    let local = Joined(Stdio::new());
+    let outcome = tunnel::carry(&gateway, &sandbox, target, &token, local).await;
     token.revoke(&mut gateway).await;
     outcome?;
     Ok(ExitCode::SUCCESS)

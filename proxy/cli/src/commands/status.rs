@@ -45,10 +45,8 @@ pub async fn status(globals: &Globals, form: Output) -> Result<ExitCode, CliErro
         return Ok(ExitCode::SUCCESS);
     }
     let colour = if word == "healthy" { AnsiColor::Green } else { AnsiColor::Red };
-    let me = user.map_or_else(
-        |status| format!("not accepted ({:?})", status.code()),
-        |user| user.subject,
-    );
+    let me = user
+        .map_or_else(|status| format!("not accepted ({:?})", status.code()), |user| user.subject);
     output::print(&output::table(
         &["GATEWAY", "ENDPOINT", "STATUS", "VERSION", "USER"],
         vec![vec![
