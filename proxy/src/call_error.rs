@@ -5,6 +5,8 @@
 //! `RetryInfo` where trying again makes sense, and a `BadRequest` that names the field at fault. The message inside
 //! the details equals the status message: clients drop details that disagree with it.
 
+mod sources;
+
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::time::Duration;

@@ -11,6 +11,10 @@ pub mod config;
 
 // Lifecycle.
 pub mod call_error;
+pub mod canonical;
+pub mod lifecycle;
+pub mod names;
+pub mod validation;
 
 // Relay plane.
 pub mod auth;

@@ -11,9 +11,10 @@
 //! Start with [`phase`], then `transition` for how an event becomes a write, then `operations`.
 
 mod driver_spec;
-mod early;
 pub mod feed;
+mod known_sessions;
 mod locks;
+mod main_process;
 mod operations;
 pub mod phase;
 mod record;
@@ -44,11 +45,11 @@ use tokio::sync::Semaphore;
 use crate::auth::Principal;
 use crate::call_error::CallError;
 
-pub use self::operations::{CreateSpec, Created, Deleted};
+pub use self::operations::{CreateSpec, Created, Deleted, Repeatable};
 pub use self::record::SandboxRecord;
 
-use self::early::EarlySessions;
 use self::feed::Feeds;
+use self::known_sessions::KnownSessions;
 use self::locks::KeyedLocks;
 
 /// The one workspace there is.
@@ -166,7 +167,7 @@ struct Shared {
     records: KeyedLocks,
     gates: KeyedLocks,
     operations: Arc<Semaphore>,
-    early: EarlySessions,
+    known: KnownSessions,
     feeds: Feeds,
 }
 
@@ -193,7 +194,7 @@ impl Lifecycle {
                 records: KeyedLocks::default(),
                 gates: KeyedLocks::default(),
                 operations: Arc::new(Semaphore::new(MAX_OPERATIONS)),
-                early: EarlySessions::default(),
+                known: KnownSessions::default(),
                 feeds: Feeds::new(epoch),
             }),
         }

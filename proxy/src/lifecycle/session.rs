@@ -1,7 +1,7 @@
 //! Supervisor sessions come and go; a sandbox is Ready exactly while it has one.
 
 use super::Lifecycle;
-use super::early::EarlySession;
+use super::known_sessions::KnownSession;
 use super::phase::Event;
 use super::transition::Outcome;
 use crate::call_error::CallError;
@@ -23,7 +23,7 @@ impl Lifecycle {
         instance_id: &str,
         host_key_fingerprint: Option<&str>,
     ) -> Result<(), CallError> {
-        let session = EarlySession {
+        let session = KnownSession {
             session_id: session_id.to_owned(),
             instance_id: instance_id.to_owned(),
             host_key_fingerprint: host_key_fingerprint.map(str::to_owned),
@@ -38,7 +38,7 @@ impl Lifecycle {
     /// session never demotes a sandbox whose newer session is live. Failures are logged: the next comparison with the
     /// runtime corrects the record.
     pub async fn session_disconnected(&self, sandbox_id: &str, session_id: &str) {
-        self.shared.early.forget(sandbox_id, session_id);
+        self.shared.known.forget(sandbox_id, session_id);
         let guard = self.shared.records.lock(sandbox_id).await;
         let outcome = self
             .transition(&guard, sandbox_id, |_| Event::SessionDisconnected {
@@ -54,7 +54,7 @@ impl Lifecycle {
     /// Picks up a session that was registered before the record was there, or while an operation refused it.
     pub(super) async fn pick_up_session(&self, sandbox_id: &str) -> Result<(), CallError> {
         let guard = self.shared.records.lock(sandbox_id).await;
-        match self.shared.early.get(sandbox_id) {
+        match self.shared.known.get(sandbox_id) {
             Some(session) => self.promote(&guard, sandbox_id, &session).await,
             None => Ok(()),
         }
@@ -64,7 +64,7 @@ impl Lifecycle {
         &self,
         guard: &super::locks::KeyedGuard,
         sandbox_id: &str,
-        session: &EarlySession,
+        session: &KnownSession,
     ) -> Result<(), CallError> {
         let outcome = self
             .transition(guard, sandbox_id, |_| Event::SessionConnected {
@@ -76,7 +76,7 @@ impl Lifecycle {
             .await?;
         // Kept while it is current, so that an operation that ends later (a start) finds it again.
         if self.shared.sessions.current(sandbox_id).as_deref() == Some(&session.session_id) {
-            self.shared.early.keep(sandbox_id, session.clone());
+            self.shared.known.keep(sandbox_id, session.clone());
         }
         if matches!(outcome, Outcome::NoRecord) {
             tracing::debug!(sandbox_id, session_id = session.session_id, "session is ahead of its record");

@@ -1,0 +1,80 @@
+//! The end of a sandbox's main process.
+
+use std::sync::Arc;
+
+use postern_proto::v1::SandboxPhase;
+
+use super::Lifecycle;
+use super::phase::{Event, FINALIZED};
+use super::record::SandboxRecord;
+use super::transition::Outcome;
+use crate::call_error::CallError;
+
+impl Lifecycle {
+    /// The supervisor reports that the main process ended. On disk when this returns. Reports of an older process
+    /// epoch, and repetitions, change nothing.
+    ///
+    /// # Errors
+    /// `NOT_FOUND` without a record, `UNAVAILABLE` when the store is away: the supervisor tries again.
+    pub async fn main_exited(&self, sandbox_id: &str, instance_id: &str, code: i32) -> Result<(), CallError> {
+        let event = Event::MainExit { instance_id: instance_id.to_owned(), code };
+        match self.fire(sandbox_id, event).await? {
+            Outcome::NoRecord => Err(CallError::no_sandbox(sandbox_id)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The supervisor has handed over everything its main process wrote and leaves. A little later the runtime is told
+    /// to stop the sandbox, so that nothing starts the finished work again.
+    ///
+    /// # Errors
+    /// As [`Lifecycle::main_exited`].
+    pub async fn main_finalized(&self, sandbox_id: &str, instance_id: &str) -> Result<(), CallError> {
+        let event = Event::Finalized { instance_id: instance_id.to_owned() };
+        match self.fire(sandbox_id, event).await? {
+            Outcome::NoRecord => Err(CallError::no_sandbox(sandbox_id)),
+            Outcome::Changed(record) => {
+                self.release_soon(&record);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn release_soon(&self, record: &SandboxRecord) {
+        let id = record.id().to_owned();
+        // Without a free place the runtime is busy enough; the next comparison releases it.
+        let Ok(permit) = Arc::clone(&self.shared.operations).try_acquire_owned() else {
+            return;
+        };
+        let me = self.clone();
+        tokio::spawn(async move {
+            let _permit = permit;
+            tokio::time::sleep(me.shared.config.finalize_grace).await;
+            me.release(&id).await;
+        });
+    }
+
+    /// Stops a finished sandbox on the runtime, if it is still finished.
+    pub(super) async fn release(&self, id: &str) {
+        let released = async {
+            let _gate = self.gate(id).await?;
+            let Some(record) = self.by_id(id).await?.filter(is_finished) else {
+                return Ok(());
+            };
+            self.shared.ender.end(id, "the main process ended");
+            self.ask_driver("stopping a finished sandbox", self.shared.driver.stop(&record.driver_ref())).await?;
+            Ok::<_, CallError>(())
+        };
+        if let Err(error) = released.await {
+            tracing::warn!(sandbox_id = id, %error, "could not stop a finished sandbox on the runtime");
+        }
+    }
+}
+
+/// Whether the main process ended, everything was handed over, and nobody started the sandbox again.
+pub(super) fn is_finished(record: &SandboxRecord) -> bool {
+    let conditions = record.sandbox().status.as_ref().map_or(&[][..], |status| &status.conditions);
+    matches!(record.phase(), SandboxPhase::Completed | SandboxPhase::Error)
+        && conditions.iter().any(|held| held.r#type == FINALIZED && held.status == "True")
+}
