@@ -4,7 +4,10 @@
 //! `stack` has put in front of the session registry: caps, waiting for the session, audit. None of them touches a byte
 //! of the relay; what they need to know of its end they learn from the [`OpenedRelay`] that holds their permits.
 
+pub mod gate;
+pub mod seams;
 pub mod ssh_sessions;
+pub mod status;
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -19,7 +22,6 @@ use tower::util::BoxCloneSyncService;
 use tower_service::Service;
 
 use crate::auth::Principal;
-use crate::call_error::CallError;
 
 /// How long a request for an SSH relay waits for the session (OpenShell contract): long enough for a sandbox to start.
 pub const SSH_BUDGET: Duration = Duration::from_secs(30);
@@ -135,8 +137,13 @@ impl OpenedRelay {
         self.0.abort_handle()
     }
 
+    /// Has `observer` told about the end of the relay, once.
+    pub fn on_end(&mut self, observer: impl splice::OnRelayEnd) {
+        self.0.on_end(observer);
+    }
+
     /// Keeps `value` until the relay has ended.
-    pub fn hold_value(&mut self, value: impl Send + Sync + 'static) {
+    pub fn hold_value(&mut self, value: impl Send + 'static) {
         self.0.hold(value);
     }
 }

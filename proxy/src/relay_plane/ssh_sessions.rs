@@ -22,6 +22,7 @@ use prost::Message as _;
 
 use crate::auth::clock::WallClock;
 use crate::auth::SshSessionPrincipal;
+use crate::call_error::CallError;
 
 /// How long a session lasts unless configured otherwise: a day (OpenShell contract).
 pub const DEFAULT_TTL: Duration = Duration::from_secs(86_400);
@@ -294,6 +295,25 @@ fn decode(object: &StoredObject) -> Option<SshSessionPrincipal> {
         subject: subject.unwrap_or_default(),
         expires_at,
     })
+}
+
+// === impl SshSessionError ===
+
+impl From<SshSessionError> for CallError {
+    fn from(error: SshSessionError) -> Self {
+        match error {
+            SshSessionError::Refused => Self::Unauthenticated,
+            SshSessionError::TooManyConnections => Self::ResourceExhausted {
+                cap: "connections per SSH session".into(),
+                value: MAX_CONNECTIONS_PER_TOKEN as u64,
+                description: "this SSH session has all the connections it may have; end one or create another session"
+                    .to_owned(),
+                retry_after: None,
+            },
+            SshSessionError::Random(source) => Self::internal("making a session token", source),
+            SshSessionError::Store(error) => error.into(),
+        }
+    }
 }
 
 // === impl SessionKey ===
