@@ -131,7 +131,7 @@ pub trait OnAuthenticate<P> {
 
 /// Applies [`AuthenticateService`].
 pub struct AuthenticateLayer<A, P, N = (), E = (), O = ()> {
-    shared: Arc<Shared<A, N, E, O>>,
+    shared: Shared<A, N, E, O>,
     principal: PhantomData<fn() -> P>,
 }
 
@@ -142,11 +142,12 @@ pub struct AuthenticateService<S, A, P, N = (), E = (), O = ()> {
     principal: PhantomData<fn() -> P>,
 }
 
+/// Each part on its own, so that the parts of a layer can be replaced without being cloned.
 struct Shared<A, N, E, O> {
-    authenticator: A,
-    anonymous: N,
-    exempt: E,
-    observer: O,
+    authenticator: Arc<A>,
+    anonymous: Arc<N>,
+    exempt: Arc<E>,
+    observer: Arc<O>,
 }
 
 pin_project! {
@@ -176,58 +177,67 @@ pin_project! {
 impl<A, P> AuthenticateLayer<A, P> {
     /// Lets `authenticator`, often a [`Chain`], find the principal. Nobody is anonymous, no path is exempt.
     pub fn new(authenticator: A) -> Self {
-        let shared = Shared { authenticator, anonymous: (), exempt: (), observer: () };
-        Self { shared: Arc::new(shared), principal: PhantomData }
+        let (anonymous, exempt, observer) = (Arc::new(()), Arc::new(()), Arc::new(()));
+        Self::made(Shared { authenticator: Arc::new(authenticator), anonymous, exempt, observer })
     }
 }
 
-impl<A: Clone, P, N: Clone, E: Clone, O: Clone> AuthenticateLayer<A, P, N, E, O> {
+impl<A, P, N, E, O> AuthenticateLayer<A, P, N, E, O> {
     /// Supplies a principal for calls without credential.
     #[must_use]
     pub fn anonymous<N2: Anonymous<P>>(self, anonymous: N2) -> AuthenticateLayer<A, P, N2, E, O> {
-        let Shared { authenticator, exempt, observer, .. } = unshared(self.shared);
-        AuthenticateLayer::made(Shared { authenticator, anonymous, exempt, observer })
+        let Shared { authenticator, exempt, observer, .. } = self.shared;
+        AuthenticateLayer::made(Shared {
+            authenticator,
+            anonymous: Arc::new(anonymous),
+            exempt,
+            observer,
+        })
     }
 
     /// Lets the calls that `exempt` names through without asking who it is; they have no principal.
     #[must_use]
     pub fn exempt<E2: Exempt>(self, exempt: E2) -> AuthenticateLayer<A, P, N, E2, O> {
-        let Shared { authenticator, anonymous, observer, .. } = unshared(self.shared);
-        AuthenticateLayer::made(Shared { authenticator, anonymous, exempt, observer })
+        let Shared { authenticator, anonymous, observer, .. } = self.shared;
+        AuthenticateLayer::made(Shared {
+            authenticator,
+            anonymous,
+            exempt: Arc::new(exempt),
+            observer,
+        })
     }
 
     /// Shows every decision to `observer`.
     #[must_use]
     pub fn observe<O2: OnAuthenticate<P>>(self, observer: O2) -> AuthenticateLayer<A, P, N, E, O2> {
-        let Shared { authenticator, anonymous, exempt, .. } = unshared(self.shared);
-        AuthenticateLayer::made(Shared { authenticator, anonymous, exempt, observer })
+        let Shared { authenticator, anonymous, exempt, .. } = self.shared;
+        AuthenticateLayer::made(Shared {
+            authenticator,
+            anonymous,
+            exempt,
+            observer: Arc::new(observer),
+        })
     }
-}
 
-fn unshared<T: Clone>(shared: Arc<T>) -> T {
-    Arc::unwrap_or_clone(shared)
-}
-
-impl<A, P, N, E, O> AuthenticateLayer<A, P, N, E, O> {
     fn made(shared: Shared<A, N, E, O>) -> Self {
-        Self { shared: Arc::new(shared), principal: PhantomData }
+        Self { shared, principal: PhantomData }
     }
 }
 
-impl<A: Clone, N: Clone, E: Clone, O: Clone> Clone for Shared<A, N, E, O> {
+impl<A, N, E, O> Clone for Shared<A, N, E, O> {
     fn clone(&self) -> Self {
         Self {
-            authenticator: self.authenticator.clone(),
-            anonymous: self.anonymous.clone(),
-            exempt: self.exempt.clone(),
-            observer: self.observer.clone(),
+            authenticator: Arc::clone(&self.authenticator),
+            anonymous: Arc::clone(&self.anonymous),
+            exempt: Arc::clone(&self.exempt),
+            observer: Arc::clone(&self.observer),
         }
     }
 }
 
 impl<A, P, N, E, O> Clone for AuthenticateLayer<A, P, N, E, O> {
     fn clone(&self) -> Self {
-        Self { shared: Arc::clone(&self.shared), principal: PhantomData }
+        Self { shared: self.shared.clone(), principal: PhantomData }
     }
 }
 
@@ -235,7 +245,7 @@ impl<S, A, P, N, E, O> Layer<S> for AuthenticateLayer<A, P, N, E, O> {
     type Service = AuthenticateService<S, A, P, N, E, O>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        AuthenticateService { inner, shared: Arc::clone(&self.shared), principal: PhantomData }
+        AuthenticateService { inner, shared: Arc::new(self.shared.clone()), principal: PhantomData }
     }
 }
 

@@ -23,6 +23,11 @@ impl Sequence {
         Self(AtomicU64::new(seed))
     }
 
+    #[cfg(feature = "session_wait")]
+    pub(crate) fn restart(&self, seed: u64) {
+        self.0.store(seed, Ordering::Relaxed);
+    }
+
     pub(crate) fn next(&self) -> u64 {
         mixed(self.0.fetch_add(Self::STEP, Ordering::Relaxed).wrapping_add(Self::STEP))
     }

@@ -199,25 +199,12 @@ impl<W, B, G, X> SessionWaitLayer<W, B, G, X> {
         Self { shared: Arc::new(Shared { config, retry, budget, signal, give_up, jitter }) }
     }
 
-    /// Starts the sequence of jitters elsewhere. It need not be secret; a fixed seed makes a test repeatable.
+    /// Starts the sequence of jitters elsewhere, for this layer and what it is applied to. It need not be secret; a
+    /// fixed seed makes a test repeatable.
     #[must_use]
-    pub fn with_seed(self, seed: u64) -> Self
-    where
-        W: Clone,
-        B: Clone,
-        G: Clone,
-        X: Clone,
-    {
-        let Shared { config, retry, budget, signal, give_up, .. } = &*self.shared;
-        let shared = Shared {
-            config: config.clone(),
-            retry: retry.clone(),
-            budget: budget.clone(),
-            signal: signal.clone(),
-            give_up: give_up.clone(),
-            jitter: Sequence::new(seed),
-        };
-        Self { shared: Arc::new(shared) }
+    pub fn with_seed(self, seed: u64) -> Self {
+        self.shared.jitter.restart(seed);
+        self
     }
 }
 
