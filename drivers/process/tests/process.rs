@@ -1,5 +1,7 @@
 //! The driver with real processes: a stand-in for the supervisor that is a shell script.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
