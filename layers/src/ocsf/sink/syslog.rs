@@ -182,7 +182,7 @@ impl SyslogSink {
             let mut text = String::new();
             record.write_short(&mut text);
             let room = limit.saturating_sub(self.header.len());
-            self.datagram.extend_from_slice(text[..text.floor_char_boundary(room)].as_bytes());
+            self.datagram.extend_from_slice(&text.as_bytes()[..text.floor_char_boundary(room)]);
         }
     }
 
