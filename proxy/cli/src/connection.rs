@@ -39,7 +39,17 @@ impl Gateway {
     /// # Errors
     /// When there is none, it cannot be reached, or its certificates cannot be used.
     pub async fn connect(globals: &Globals) -> Result<Self, CliError> {
-        let registrations = Registrations::from_environment()?;
+        Self::connect_in(&Registrations::from_environment()?, globals).await
+    }
+
+    /// As [`Gateway::connect`], with registrations of the caller's choice.
+    ///
+    /// # Errors
+    /// As [`Gateway::connect`].
+    pub async fn connect_in(
+        registrations: &Registrations,
+        globals: &Globals,
+    ) -> Result<Self, CliError> {
         let (name, endpoint, registered) = match &globals.gateway_endpoint {
             Some(endpoint) => (endpoint.clone(), endpoint.clone(), false),
             None => {
@@ -57,7 +67,7 @@ impl Gateway {
             let certificates = if registered {
                 registrations.mutual_tls(&name)?
             } else {
-                certificates_for(&registrations, globals, &endpoint)?
+                certificates_for(registrations, globals, &endpoint)?
             };
             let config = tls::client(&name, certificates, globals.gateway_insecure)?;
             target.tls = Some(Arc::new(config));

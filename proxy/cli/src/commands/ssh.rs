@@ -77,9 +77,14 @@ fn host_alias(name: &str) -> String {
     format!("openshell-{name}")
 }
 
+/// A Host block for `~/.ssh/config`.
+///
 /// The relay authenticates both ends, so the host key is not checked a second time. The dead-peer
 /// timers make a client notice a vanished gateway within 45 seconds.
-fn host_block(gateway: &Gateway, name: &str) -> Result<String, CliError> {
+///
+/// # Errors
+/// When this program cannot find its own path.
+pub fn host_block(gateway: &Gateway, name: &str) -> Result<String, CliError> {
     let program = std::env::current_exe()
         .map_err(|source| CliError::local("find this program's own path", source))?;
     let which = if gateway.registered {
