@@ -18,3 +18,4 @@ pub mod validation;
 
 // Relay plane.
 pub mod auth;
+pub mod handlers;

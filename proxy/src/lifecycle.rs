@@ -37,7 +37,7 @@ use postern_driver_core::compute::GetCapabilitiesResponse;
 use postern_driver_core::{ComputeDriver, SandboxToken};
 use postern_proto::datamodel::WorkspaceSelector;
 use postern_proto::datamodel::workspace_selector::Selection;
-use postern_store::{Kind, ObjectStore};
+use postern_store::{Kind, ListQuery, ObjectStore, PageKey};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use tokio::sync::Semaphore;
@@ -245,6 +245,16 @@ impl Lifecycle {
         }
         let stored = self.shared.store.get(Kind::Sandbox, id).await?;
         stored.map(SandboxRecord::from_stored).transpose()
+    }
+
+    /// One page of records, oldest first, and where the next one starts.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` for a page key of another list, `UNAVAILABLE`.
+    pub async fn list(&self, query: ListQuery) -> Result<(Vec<SandboxRecord>, Option<PageKey>), CallError> {
+        let page = self.shared.store.list(Kind::Sandbox, query).await?;
+        let records = page.objects.into_iter().map(SandboxRecord::from_stored).collect::<Result<_, _>>()?;
+        Ok((records, page.next))
     }
 
     /// Changes when the record, the logs or the events of the sandbox change. The value is a counter; read the record

@@ -114,6 +114,30 @@ pub struct Read<T> {
     pub next: u64,
 }
 
+/// How much of the end of a ring is wanted.
+#[derive(Clone, Copy)]
+pub struct Tail<'a, T> {
+    /// Most items.
+    pub max: usize,
+    /// Which items count.
+    pub wanted: &'a dyn Fn(&T) -> bool,
+}
+
+/// The ends of both rings, oldest first, each item with its number.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Tails {
+    /// Log lines.
+    pub logs: Vec<(u64, SandboxLogLine)>,
+    /// Platform events.
+    pub events: Vec<(u64, PlatformEvent)>,
+    /// Number that the next log line will get.
+    pub next_log: u64,
+    /// Number that the next event will get.
+    pub next_event: u64,
+    /// Log lines that are kept, wanted or not.
+    pub kept_logs: usize,
+}
+
 // === impl Feeds ===
 
 impl Feeds {
@@ -134,6 +158,12 @@ impl Feeds {
     #[must_use]
     pub fn open(&self, sandbox_id: &str) -> Arc<Feed> {
         Arc::clone(self.by_sandbox.lock().entry(sandbox_id.to_owned()).or_default())
+    }
+
+    /// The feed of a sandbox, if there is one.
+    #[must_use]
+    pub fn get(&self, sandbox_id: &str) -> Option<Arc<Feed>> {
+        self.by_sandbox.lock().get(sandbox_id).map(Arc::clone)
     }
 
     /// Wakes the followers of a sandbox because its record changed.
@@ -220,28 +250,21 @@ impl Feed {
         self.rings.lock().events.read(from, max)
     }
 
-    /// The numbers that the next line and the next event will get.
+    /// The newest lines and events that the filters accept, and where both rings end, all at one moment.
     #[must_use]
-    pub fn ends(&self) -> (u64, u64) {
-        let rings = self.rings.lock();
-        (rings.logs.end(), rings.events.end())
-    }
-
-    /// Newest log lines that `wanted` accepts, oldest first, at most `max`; and how many lines are kept in all.
-    #[must_use]
-    pub fn tail_logs(
+    pub fn tails(
         &self,
-        max: usize,
-        wanted: impl Fn(&SandboxLogLine) -> bool,
-    ) -> (Vec<(u64, SandboxLogLine)>, usize) {
+        logs: Tail<'_, SandboxLogLine>,
+        events: Tail<'_, PlatformEvent>,
+    ) -> Tails {
         let rings = self.rings.lock();
-        (rings.logs.tail(max, wanted), rings.logs.items.len())
-    }
-
-    /// Newest platform events that `wanted` accepts, oldest first, at most `max`.
-    #[must_use]
-    pub fn tail_events(&self, max: usize, wanted: impl Fn(&PlatformEvent) -> bool) -> Vec<(u64, PlatformEvent)> {
-        self.rings.lock().events.tail(max, wanted)
+        Tails {
+            logs: rings.logs.tail(logs.max, logs.wanted),
+            events: rings.events.tail(events.max, events.wanted),
+            next_log: rings.logs.end(),
+            next_event: rings.events.end(),
+            kept_logs: rings.logs.items.len(),
+        }
     }
 
     fn wake(&self) {
@@ -278,7 +301,7 @@ impl<T: Clone> Ring<T> {
         Read { items, missed: self.first.saturating_sub(from), next }
     }
 
-    fn tail(&self, max: usize, wanted: impl Fn(&T) -> bool) -> Vec<(u64, T)> {
+    fn tail(&self, max: usize, wanted: &dyn Fn(&T) -> bool) -> Vec<(u64, T)> {
         let numbered = self.items.iter().enumerate().rev();
         let mut newest: Vec<_> = numbered
             .filter(|(_, (_, item))| wanted(item))
@@ -357,6 +380,13 @@ mod tests {
         SandboxLogLine { message: message.into(), ..Default::default() }
     }
 
+    fn all(feed: &Feed) -> Tails {
+        feed.tails(
+            Tail { max: usize::MAX, wanted: &|_| true },
+            Tail { max: usize::MAX, wanted: &|_| true },
+        )
+    }
+
     #[test]
     fn a_reader_that_falls_behind_is_told_how_much_it_missed() {
         let feed = Feed::default();
@@ -365,7 +395,7 @@ mod tests {
         assert_eq!((read.missed, read.next), (3, 5));
         assert_eq!(read.items[0], (3, line("3")));
         // A reader at the end, and one from the future of another run, get nothing.
-        let (end, _) = feed.ends();
+        let end = all(&feed).next_log;
         assert!(feed.read_logs(end, 9).items.is_empty());
         assert_eq!(feed.read_logs(end + 50, 9), Read { items: vec![], missed: 0, next: end });
     }
@@ -375,9 +405,9 @@ mod tests {
         let feed = Feed::default();
         let long = "x".repeat(1024 * 1024);
         feed.push_logs((0..500).map(|_| line(&long)));
-        let (lines, kept) = feed.tail_logs(usize::MAX, |_| true);
-        assert!(kept <= MAX_LOG_BYTES / MAX_MESSAGE);
-        assert!(lines.iter().all(|(_, line)| line.message.ends_with(" [cut]")));
+        let tails = all(&feed);
+        assert!(tails.kept_logs <= MAX_LOG_BYTES / MAX_MESSAGE);
+        assert!(tails.logs.iter().all(|(_, line)| line.message.ends_with(" [cut]")));
     }
 
     #[test]
