@@ -20,6 +20,10 @@ use postern_layers::{
     concurrency_cap::{self, ConcurrencyCapLayer},
     deadline::{self, DeadlineLayer},
     metrics::{End, MetricsLayer, Observe, ObserveCall},
+    ocsf::{
+        ApiAudit, OcsfLayer, Record, Recorder, Source,
+        object::{Device, DeviceKind, Product, Service},
+    },
     rate_limit::{self, Quota, RateLimitLayer},
     request_id::{self, RequestId, RequestIdLayer, SeededRequestIds},
 };
@@ -92,6 +96,9 @@ fn layered(router: Router, name: &str) -> Option<Router> {
         )),
         "deadline" => router.layer(DeadlineLayer::new(&deadline::Config { total })),
         "metrics" => router.layer(MetricsLayer::new(Print)),
+        "ocsf" => {
+            router.layer(OcsfLayer::new(ApiAudit::new((), Service::new("axum_app")), recorder()))
+        }
         "rate_limit" => {
             let config =
                 rate_limit::Config { per_key: Some(quota), ..rate_limit::Config::default() };
@@ -103,6 +110,21 @@ fn layered(router: Router, name: &str) -> Option<Router> {
         )),
         _ => return None,
     })
+}
+
+/// Prints each event in its one-line form.
+fn recorder() -> Recorder {
+    let source =
+        Source::new(Product::new("axum_app"), Device::new(DeviceKind::Server, "localhost"));
+    let print = |record: &Record<'_>| {
+        let mut line = String::new();
+        record.write_short(&mut line);
+        println!("{line}");
+        Ok(())
+    };
+    let (recorder, _writer) =
+        Recorder::builder(source).sink(print).start().expect("the system has a thread to give");
+    recorder
 }
 
 /// The one draw of chance at start-up, out of what std seeds its maps with.

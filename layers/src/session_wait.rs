@@ -27,7 +27,7 @@
 
 use std::{
     fmt,
-    future::{Future, Pending, pending},
+    future::Future,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -44,6 +44,10 @@ use crate::{
     mix::Sequence,
 };
 
+mod strategy;
+
+pub use self::strategy::{Budget, GiveUp, ReadySignal, RetryWhen};
+
 /// The least time from one attempt's end to the next attempt's start. A signal that is always on would otherwise
 /// turn waiting into spinning; 5 ms is below what a person or a handshake notices.
 const MIN_GAP: Duration = Duration::from_millis(5);
@@ -59,37 +63,6 @@ pub struct Config {
     /// The delay that doubling stops at. Default 2 s.
     #[cfg_attr(feature = "serde", serde(with = "crate::units::duration"))]
     pub max_delay: Duration,
-}
-
-/// Says whether an error means "not yet". Implemented by closures `Fn(&E) -> bool`.
-pub trait RetryWhen<E> {
-    /// Whether waiting may help against `error`.
-    fn retry(&self, error: &E) -> bool;
-}
-
-/// Says how long a request may wait. Implemented by closures `Fn(&R) -> Duration` and by [`Duration`] itself.
-pub trait Budget<R> {
-    /// The longest wait of `request` in all; zero is none.
-    fn budget(&self, request: &R) -> Duration;
-}
-
-/// Wakes a waiting request when the far end may have come.
-///
-/// The layer subscribes *before* each attempt, so a session that arrives between a failed attempt and the wait is
-/// not missed. Implemented by closures that make a future, and by `()`, which never wakes.
-pub trait ReadySignal<R> {
-    /// Completes once something has changed since the subscription. It may complete for nothing.
-    type Wait: Future<Output = ()>;
-
-    /// Starts listening for what `request` waits for.
-    fn subscribe(&self, request: &R) -> Self::Wait;
-}
-
-/// Makes the final error of a spent budget. Implemented by closures `Fn(E, Duration) -> E`, and by `()`, which
-/// keeps the last error as it is.
-pub trait GiveUp<E> {
-    /// The error to answer with after the opener's `last` error and a wait of `budget`.
-    fn give_up(&self, last: E, budget: Duration) -> E;
 }
 
 /// Applies [`SessionWait`].
@@ -426,58 +399,6 @@ where
         f.debug_struct("session_wait::ResponseFuture")
             .field("wait", &self.wait)
             .finish_non_exhaustive()
-    }
-}
-
-// === impl the traits for closures and defaults ===
-
-impl<E, F: Fn(&E) -> bool> RetryWhen<E> for F {
-    fn retry(&self, error: &E) -> bool {
-        self(error)
-    }
-}
-
-impl<R> Budget<R> for Duration {
-    fn budget(&self, _request: &R) -> Duration {
-        *self
-    }
-}
-
-impl<R, F: Fn(&R) -> Duration> Budget<R> for F {
-    fn budget(&self, request: &R) -> Duration {
-        self(request)
-    }
-}
-
-impl<R> ReadySignal<R> for () {
-    type Wait = Pending<()>;
-
-    fn subscribe(&self, _request: &R) -> Self::Wait {
-        pending()
-    }
-}
-
-impl<R, F, W> ReadySignal<R> for F
-where
-    F: Fn(&R) -> W,
-    W: Future<Output = ()>,
-{
-    type Wait = W;
-
-    fn subscribe(&self, request: &R) -> W {
-        self(request)
-    }
-}
-
-impl<E> GiveUp<E> for () {
-    fn give_up(&self, last: E, _budget: Duration) -> E {
-        last
-    }
-}
-
-impl<E, F: Fn(E, Duration) -> E> GiveUp<E> for F {
-    fn give_up(&self, last: E, budget: Duration) -> E {
-        self(last, budget)
     }
 }
 

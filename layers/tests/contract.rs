@@ -20,6 +20,10 @@ use postern_layers::{
     deadline::{self, DeadlineLayer},
     handshake_deadline::{self, Handshake, HandshakeDeadlineLayer, HoldHandshake},
     metrics::{End, MetricsLayer, Observe, ObserveCall},
+    ocsf::{
+        self, Audit, AuditRelay, OcsfLayer, OcsfRelayLayer, Recorder, RelayOutcome, Writer,
+        object::{Device, DeviceKind, Product},
+    },
     rate_limit::{self, RateLimitLayer},
     relay_caps::{self, HoldPermit, Permit, RelayCapsLayer},
     relay_metrics::{ObserveRelay, RelayEnd, RelayMetricsLayer},
@@ -149,6 +153,58 @@ async fn metrics() {
     let held = in_flight.0.clone();
     contract(MetricsLayer::new(in_flight), request, answer, move || held.load(Ordering::SeqCst))
         .await;
+}
+
+impl Audit for InFlight {
+    type Call = ();
+
+    fn start(&self, _: &mut Parts) -> Option<()> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Some(())
+    }
+
+    fn ended(&self, (): (), _: ocsf::Outcome, _: i64) -> Option<ocsf::Event> {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+        None
+    }
+}
+
+impl<R, T, E> AuditRelay<R, T, E> for InFlight {
+    type Opening = ();
+
+    fn start(&self, _: &R) -> Option<()> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Some(())
+    }
+
+    fn ended(&self, (): (), _: RelayOutcome<'_, T, E>, _: Duration, _: i64) -> Option<ocsf::Event> {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+        None
+    }
+}
+
+/// A recorder whose events go nowhere.
+fn recorder() -> (Recorder, Writer) {
+    let source = ocsf::Source::new(Product::new("test"), Device::new(DeviceKind::Server, "here"));
+    Recorder::builder(source).sink(|_: &ocsf::Record<'_>| Ok(())).start().expect("a thread")
+}
+
+#[tokio::test]
+async fn ocsf_on_the_call_plane() {
+    let (in_flight, (recorder, _writer)) = (InFlight::default(), recorder());
+    let held = in_flight.0.clone();
+    contract(OcsfLayer::new(in_flight, recorder), request, answer, move || {
+        held.load(Ordering::SeqCst)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn ocsf_on_the_relay_plane() {
+    let (in_flight, (recorder, _writer)) = (InFlight::default(), recorder());
+    let held = in_flight.0.clone();
+    let layer = OcsfRelayLayer::new(in_flight, recorder);
+    contract(layer, || 7u8, Relay::default, move || held.load(Ordering::SeqCst)).await;
 }
 
 #[tokio::test]

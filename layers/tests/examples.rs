@@ -80,7 +80,7 @@ async fn ask(address: SocketAddr, path: &str) -> Response<Bytes> {
 
 #[tokio::test]
 async fn axum_app() {
-    for layer in CALL_PLANE {
+    for layer in CALL_PLANE.into_iter().chain(["ocsf"]) {
         let Some(app) = start("axum_app", layer).await else { return };
         let response = ask(app.address, "/hello").await;
         assert_eq!(response.status(), 200, "{layer}");

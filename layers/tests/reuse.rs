@@ -31,6 +31,10 @@ use postern_layers::{
     h2_window,
     handshake_deadline::{self, Handshake, HandshakeDeadlineLayer, HoldHandshake},
     metrics::MetricsLayer,
+    ocsf::{
+        self, ApiAudit, OcsfLayer, Recorder,
+        object::{Device, DeviceKind, Product},
+    },
     rate_limit::{self, RateLimitLayer},
     refuse::Refusal,
     relay_caps::{self, HoldPermit, Permit, RelayCapsLayer},
@@ -80,6 +84,12 @@ impl<B> Authorize<Request<B>> for Everybody {
     fn authorize(&self, _: &Request<B>) -> Self::Future {
         ready(Ok(()))
     }
+}
+
+/// A recorder whose events go nowhere; its thread ends with the last clone.
+fn recorder() -> Recorder {
+    let source = ocsf::Source::new(Product::new("test"), Device::new(DeviceKind::Server, "here"));
+    Recorder::builder(source).sink(|_: &ocsf::Record<'_>| Ok(())).start().expect("a thread").0
 }
 
 // === one request over one connection ===
@@ -194,6 +204,7 @@ call_plane! {
     concurrency_cap: ConcurrencyCapLayer::new(&concurrency_cap::Config::default(), ByPath);
     deadline: DeadlineLayer::new(&deadline::Config::default());
     metrics: MetricsLayer::new(());
+    ocsf: OcsfLayer::new(ApiAudit::new((), ocsf::object::Service::new("test")), recorder());
     rate_limit: RateLimitLayer::new(&rate_limit::Config::default(), ByPath);
     request_id: RequestIdLayer::new(&request_id::Config::default(), SeededRequestIds::new(1));
 }
