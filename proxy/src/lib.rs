@@ -8,6 +8,11 @@
 
 // Foundation.
 pub mod config;
+pub mod telemetry;
+pub mod respond;
+pub mod listen;
+pub mod health;
+pub mod drain;
 
 // Lifecycle.
 pub mod call_error;
