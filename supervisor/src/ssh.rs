@@ -18,6 +18,7 @@ mod command;
 mod connection;
 mod flow;
 mod forward;
+pub(crate) use forward::loopback;
 pub mod host_key;
 
 use std::fs;

@@ -119,6 +119,12 @@ pub(crate) fn recv_packet(
     Ok((message.bytes, fds))
 }
 
+/// Watches a descriptor for readiness with the current runtime.
+pub(crate) fn register(fd: OwnedFd) -> io::Result<tokio::io::unix::AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd is one descriptor that stays open and the same until it is dropped.
+    unsafe { tokio::io::unix::AsyncFd::register(fd) }.map_err(Into::into)
+}
+
 /// Opens a stream socket in the network namespace of the caller.
 pub(crate) fn tcp_socket(v6: bool) -> io::Result<OwnedFd> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};

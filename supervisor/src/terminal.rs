@@ -1,7 +1,6 @@
 //! Terminal sizes and modes, as SSH (RFC 4254 section 8) names them and as Linux wants them.
 
-use std::io::{self, Read as _, Write as _};
-use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -22,7 +21,7 @@ use crate::sys;
 /// The supervisor's end of a pseudo-terminal. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Master {
-    terminal: Arc<AsyncFd<File>>,
+    terminal: Arc<AsyncFd<OwnedFd>>,
 }
 
 impl Master {
@@ -34,7 +33,7 @@ impl Master {
         use nix::fcntl::{FcntlArg, OFlag, fcntl};
         fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         Ok(Self {
-            terminal: Arc::new(AsyncFd::new(File::from(fd))?),
+            terminal: Arc::new(sys::register(fd)?),
         })
     }
 
@@ -67,7 +66,7 @@ impl AsyncRead for Master {
         loop {
             let mut guard = ready!(self.terminal.poll_read_ready(cx))?;
             let unfilled = buffer.initialize_unfilled();
-            match guard.try_io(|terminal| terminal.get_ref().read(unfilled)) {
+            match guard.try_io(|terminal| Ok(nix::unistd::read(terminal.get_ref(), unfilled)?)) {
                 Ok(Ok(count)) => {
                     buffer.advance(count);
                     return Poll::Ready(Ok(()));
@@ -91,7 +90,7 @@ impl AsyncWrite for Master {
     ) -> Poll<io::Result<usize>> {
         loop {
             let mut guard = ready!(self.terminal.poll_write_ready(cx))?;
-            match guard.try_io(|terminal| terminal.get_ref().write(bytes)) {
+            match guard.try_io(|terminal| Ok(nix::unistd::write(terminal.get_ref(), bytes)?)) {
                 Ok(result) => return Poll::Ready(result),
                 Err(_would_block) => {}
             }

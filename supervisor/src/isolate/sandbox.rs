@@ -26,7 +26,7 @@ use super::wire::{
     self, Event, ModeMessage, Order, Outcome, Request, SetupMessage, SizeMessage, SpawnMessage,
     TerminalMessage,
 };
-use crate::terminal;
+use crate::{sys, terminal};
 
 /// How long the init may take to set the sandbox up. It takes some 10 ms; a machine that needs a
 /// thousand times that is better told than waited for.
@@ -203,7 +203,7 @@ impl Launched {
         use nix::fcntl::{FcntlArg, OFlag, fcntl};
         fcntl(&self.socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(io::Error::from)?;
         let inner = Arc::new(Inner {
-            socket: AsyncFd::new(self.socket)?,
+            socket: sys::register(self.socket)?,
             next_id: AtomicU64::new(1),
             replies: Mutex::new(HashMap::new()),
             exits: Mutex::new(HashMap::new()),
