@@ -7,9 +7,11 @@
 //! Three rules hold everywhere: a sandbox never becomes a user, a bad credential never falls back to a weaker one,
 //! and the answer to a question about somebody else's sandbox does not depend on whether that sandbox exists.
 
+pub mod client_certificate;
 pub mod clock;
 pub mod local_dev;
 pub mod sandbox_token;
+pub mod ssh_session;
 
 use std::time::SystemTime;
 

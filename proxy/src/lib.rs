@@ -24,3 +24,6 @@ pub mod validation;
 // Relay plane.
 pub mod auth;
 pub mod handlers;
+pub mod authorize;
+pub mod relay_plane;
+pub mod stack;

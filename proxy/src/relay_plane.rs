@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use postern_layers::refuse::{Code, FromRefusal, Refusal};
+use postern_layers::refuse::{FromRefusal, Refusal};
 use postern_layers::relay_caps::{HoldPermit, Permit};
 use postern_relay::registry::{self, OpenRelay, Opener, Target};
 use postern_relay::splice;
@@ -22,13 +22,18 @@ use tower::util::BoxCloneSyncService;
 use tower_service::Service;
 
 use crate::auth::Principal;
+use crate::config::{RelayLayer, SSH_CLASS, SessionWait, Stack};
 
-/// How long a request for an SSH relay waits for the session (OpenShell contract): long enough for a sandbox to start.
-pub const SSH_BUDGET: Duration = Duration::from_secs(30);
-/// How long an exec waits for the session (OpenShell contract).
-pub const EXEC_BUDGET: Duration = Duration::from_secs(15);
-/// How long a TCP forward waits for the session (OpenShell contract).
-pub const FORWARD_BUDGET: Duration = Duration::from_secs(15);
+/// How long relays wait for a sandbox to be Ready and for its session, by what they are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budgets {
+    /// SSH connections of users. 30 s by contract: long enough for a sandbox to start.
+    pub ssh: Duration,
+    /// Exec calls. 15 s by contract.
+    pub exec: Duration,
+    /// TCP forwards. 15 s by contract.
+    pub forward: Duration,
+}
 
 /// What a relay is for. Layers class relays by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -96,6 +101,20 @@ pub struct RelayPlane(RelayStack);
 /// A stack of relay layers around [`OpenAtRegistry`].
 pub type RelayStack = BoxCloneSyncService<RelayRequest, OpenedRelay, OpenError>;
 
+// === impl Budgets ===
+
+impl Budgets {
+    /// The budgets of a configuration; none without the `session_wait` layer, which is what waits.
+    #[must_use]
+    pub fn of(stack: &Stack, values: &SessionWait) -> Self {
+        if stack.relay.contains(&RelayLayer::SessionWait) {
+            Self { ssh: values.ssh, exec: values.exec, forward: values.forward }
+        } else {
+            Self { ssh: Duration::ZERO, exec: Duration::ZERO, forward: Duration::ZERO }
+        }
+    }
+}
+
 // === impl RelayKind ===
 
 impl RelayKind {
@@ -103,7 +122,7 @@ impl RelayKind {
     #[must_use]
     pub const fn class(self) -> Option<&'static str> {
         match self {
-            Self::Ssh | Self::ConnectSsh => Some("ssh"),
+            Self::Ssh | Self::ConnectSsh => Some(SSH_CLASS),
             // One pooled connection per sandbox carries all exec calls.
             Self::Exec => Some("exec"),
             Self::Forward => Some("forward"),

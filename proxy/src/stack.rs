@@ -165,7 +165,7 @@ where
 fn authenticate_layer(stack: &Stack, parts: &CallParts, plane: CallPlane) -> CallPlane {
     let rules = Authorization::new(Arc::clone(&parts.rules));
     let certificates = parts.client_certificates.then_some(ClientCertificate);
-    let tokens = Cached::new(parts.sandbox_tokens.clone(), &authenticate::Config::default());
+    let tokens = Cached::new(authenticate::Config::default(), parts.sandbox_tokens.clone());
     let chain = parts
         .ssh_sessions
         .clone()

@@ -6,6 +6,7 @@
 //! an accepted CONNECT, so there the stream ends; SSH, which is all that travels here, notices a cut by itself.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{Method, Request, Response, StatusCode};
 use hyper::upgrade::{OnUpgrade, Upgraded};
@@ -25,7 +26,7 @@ use crate::lifecycle::Lifecycle;
 use crate::relay_plane::gate::{Gate, Wish};
 use crate::relay_plane::ssh_sessions::{SessionKey, SshSessions};
 use crate::relay_plane::status::connect_status;
-use crate::relay_plane::{OpenedRelay, RelayKind, SSH_BUDGET};
+use crate::relay_plane::{OpenedRelay, RelayKind};
 
 /// Bytes that one direction holds between socket and relay: one relay frame's worth.
 const COPY_BUFFER: usize = 64 * 1024;
@@ -39,6 +40,8 @@ pub struct ConnectSsh {
     pub gate: Gate,
     /// Counts connections per token.
     pub sessions: SshSessions,
+    /// How long to wait for a sandbox.
+    pub budget: Duration,
     /// The tasks of live connections.
     pub tasks: TaskTracker,
 }
@@ -78,7 +81,7 @@ impl ConnectSsh {
         let wish = Wish {
             target: Target::Ssh,
             kind: RelayKind::ConnectSsh,
-            budget: SSH_BUDGET,
+            budget: self.budget,
             principal: Arc::new(principal),
             service_id: "".into(),
         };

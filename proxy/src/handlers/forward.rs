@@ -20,7 +20,7 @@ use crate::call_error::CallError;
 use crate::lifecycle::Lifecycle;
 use crate::relay_plane::gate::{Gate, Wish};
 use crate::relay_plane::ssh_sessions::{SessionKey, Slot, SshSessions};
-use crate::relay_plane::{FORWARD_BUDGET, RelayKind, SSH_BUDGET};
+use crate::relay_plane::{Budgets, RelayKind};
 
 /// Longest label that goes along to the supervisor, in bytes.
 const MAX_SERVICE_ID: usize = 256;
@@ -34,6 +34,8 @@ pub struct Forward {
     pub gate: Gate,
     /// Judges session tokens.
     pub sessions: SshSessions,
+    /// How long to wait for a sandbox.
+    pub budgets: Budgets,
 }
 
 // === impl Forward ===
@@ -56,8 +58,8 @@ impl Forward {
             return Err(CallError::invalid("payload", "expected TcpForwardInit as the first message").into());
         };
         let (target, kind, budget) = match target(&init)? {
-            Target::Ssh => (Target::Ssh, RelayKind::Ssh, SSH_BUDGET),
-            tcp => (tcp, RelayKind::Forward, FORWARD_BUDGET),
+            Target::Ssh => (Target::Ssh, RelayKind::Ssh, self.budgets.ssh),
+            tcp => (tcp, RelayKind::Forward, self.budgets.forward),
         };
         let scope = WorkspaceSelector { selection: Some(Selection::Workspace(init.workspace.clone())) };
         let record = self.lifecycle.resolve(&principal, Some(&scope), &init.sandbox).await?;

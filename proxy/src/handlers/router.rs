@@ -161,7 +161,11 @@ fn plain(status: StatusCode) -> Response<Body> {
     response
 }
 
-/// How the caller of this request reached the gateway.
+/// How the caller reached the gateway, as the router noted it in the extensions of a request.
+pub(super) fn reached_by(extensions: &tonic::Extensions) -> Address {
+    extensions.get().cloned().unwrap_or_else(Address::unknown)
+}
+
 fn reached(request: &Request<Body>) -> Address {
     let info = request.extensions().get::<ConnectInfo>();
     let local = info.map_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), |info| info.local);

@@ -104,6 +104,12 @@ impl std::fmt::Debug for SshSessionCalls {
 // === impl Address ===
 
 impl Address {
+    /// Nowhere; only a caller without a socket (a test) has this.
+    #[must_use]
+    pub fn unknown() -> Self {
+        Self { scheme: "http".to_owned(), host: String::new(), port: 0 }
+    }
+
     /// How a caller reached the gateway: by the authority of its request, else by the socket it came in at.
     #[must_use]
     pub fn of_request(uri: &Uri, headers: &http::HeaderMap, local: std::net::SocketAddr, tls: bool) -> Self {

@@ -17,7 +17,6 @@ use tower_http::classify::{GrpcErrorsAsFailures, SharedClassifier};
 use tower_http::trace::{DefaultOnFailure, DefaultOnResponse, MakeSpan, TraceLayer};
 use tracing::{Level, Span};
 
-use super::Call;
 use crate::authorize::{CONNECT_SSH_PATH, JWKS_PATH, OPENID_PATH};
 use crate::relay_plane::{OpenError, OpenedRelay, RelayKind, RelayRequest};
 
