@@ -81,6 +81,11 @@ impl Watch {
         *self.phase.borrow()
     }
 
+    /// The next phase after `seen`; at once if it is there already. A drain that was dropped counts as closing.
+    pub async fn beyond(&mut self, seen: Phase) -> Phase {
+        self.phase.wait_for(|phase| *phase > seen).await.map_or(Phase::Closing, |phase| *phase)
+    }
+
     /// Resolves when nothing new is taken; at once if that is so already. A drain that was dropped counts as closing.
     pub async fn draining(&mut self) {
         let _ = self.phase.wait_for(|phase| *phase >= Phase::Draining).await;
@@ -117,5 +122,6 @@ mod tests {
         let mut watch = drain.watch();
         drop(drain);
         watch.closing().await;
+        assert_eq!(watch.beyond(Phase::Open).await, Phase::Closing);
     }
 }

@@ -82,12 +82,16 @@ impl ServeHttp {
             }
         });
         let mut served = pin!(builder.serve_connection_with_upgrades(TokioIo::new(io), service));
+        let mut seen = Phase::Open;
         loop {
-            let draining = drain.phase() >= Phase::Draining;
             tokio::select! {
                 ended = served.as_mut() => return ended.map_err(ConnectionError::Http),
-                () = drain.draining(), if !draining => served.as_mut().graceful_shutdown(),
-                () = drain.closing(), if draining => return Ok(()),
+                phase = drain.beyond(seen) => seen = phase,
+            }
+            match seen {
+                Phase::Closing => return Ok(()),
+                // GOAWAY, or the end after the response in progress.
+                _ => served.as_mut().graceful_shutdown(),
             }
         }
     }
