@@ -22,7 +22,9 @@
 //! events and the caller is learnt through the [`AuditNote`]; inside, the caller is known from the start but refusals are not seen.
 //! Outside `deadline` in either case, so that calls cut short are told with their code.
 //!
-//! **Cost.** Recording is one short lock and a push. Events are rendered on the writer's thread.
+//! **Cost.** A call with [`ApiAudit`] takes about 5,400 instructions (callgrind, release build, counted without the bare service):
+//! the clocks, one allocation for the texts, one for the note, a short lock and a push. An event built on the spot takes about 350 ns.
+//! Everything else is done by the writer's thread: about 1 µs to render an event, 4 µs to write it to a file.
 //!
 //! ```
 //! use postern_layers::ocsf::object::{Device, DeviceKind, Endpoint, Peers, Product};
@@ -54,6 +56,7 @@ mod call;
 mod common;
 mod config_state_change;
 mod detection_finding;
+mod draft;
 mod event;
 mod http_activity;
 mod network_activity;
@@ -75,6 +78,7 @@ pub use authentication::{AuthProtocol, Authentication, LogonActivity};
 pub use call::{Audit, How, Ocsf, OcsfBody, OcsfLayer, Outcome, ResponseFuture};
 pub use config_state_change::{ConfigActivity, ConfigState, ConfigStateChange, SecurityLevel};
 pub use detection_finding::{DetectionFinding, FindingActivity, FindingStatus};
+pub use draft::Draft;
 pub use event::{Event, Record, SCHEMA_VERSION, Source};
 pub use http_activity::HttpActivity;
 pub use network_activity::{ConnectionActivity, NetworkActivity};

@@ -10,14 +10,14 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, request, response};
+use http::{Request, Response, request};
 use http_body_util::{BodyExt, Empty, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
 use postern_layers::ocsf::object::{Device, DeviceKind, Product, Service as ApiService};
 use postern_layers::ocsf::{
-    ApiAudit, Audit, AuditRelay, Event, OcsfLayer, OcsfRelayLayer, Outcome, Record, Recorder,
-    RelayOutcome, Source, Writer,
+    ApiAudit, Audit, AuditRelay, Draft, Event, OcsfLayer, OcsfRelayLayer, Outcome, Record,
+    Recorder, RelayOutcome, Source, Writer,
 };
 use postern_layers::refuse::{self, Code, Protocol, Refusal};
 use postern_layers::testing::contract;
@@ -44,11 +44,7 @@ impl Audit for Open {
         Some(())
     }
 
-    fn answered(&self, (): &mut (), _: &response::Parts, _: i64) -> Option<Event> {
-        None
-    }
-
-    fn ended(&self, (): (), _: Outcome, _: i64) -> Option<Event> {
+    fn ended(&self, (): (), _: Outcome, _: i64) -> Option<Draft> {
         self.0.fetch_sub(1, Ordering::SeqCst);
         None
     }

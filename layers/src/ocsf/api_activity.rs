@@ -85,7 +85,7 @@ impl ApiActivity {
     #[must_use]
     pub fn new(verb: ApiVerb, api: Api, actor: Actor, src: Endpoint, time: i64) -> Self {
         let mut common = Common::new(time);
-        common.actor = Some(actor);
+        common.actor = Some(Box::new(actor));
         Self {
             verb,
             api,

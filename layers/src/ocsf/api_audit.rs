@@ -4,17 +4,22 @@ use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use http::{StatusCode, header, request, response};
+use http::{HeaderName, Method, StatusCode, header, request, response};
 
 use super::api_activity::{ApiActivity, ApiVerb};
 use super::authentication::{Authentication, LogonActivity};
 use super::call::{Audit, How, Outcome};
+use super::draft::Draft;
 use super::event::Event;
 use super::object::{
     Actor, Api, Endpoint, HttpRequest, HttpResponse, Resource, Service, Url, User,
 };
+use super::text::{MAX_NAME_BYTES, MAX_URL_BYTES};
 use super::vocabulary::{Severity, Status, Verdict};
-use crate::refuse::{Code, Protocol};
+use crate::refuse::{Code, Protocol, Refusal};
+
+/// Where `request_id` leaves the id of a call.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Most resources that a note keeps, as many as an event shows.
 const MAX_NOTED_RESOURCES: usize = 8;
@@ -71,7 +76,11 @@ fn grpc_method(head: &request::Parts) -> Option<(&str, &str)> {
     if Protocol::of(&head.headers) != Protocol::Grpc {
         return None;
     }
-    head.uri.path().strip_prefix('/')?.split_once('/')
+    split_method(head.uri.path())
+}
+
+fn split_method(path: &str) -> Option<(&str, &str)> {
+    path.strip_prefix('/')?.split_once('/')
 }
 
 /// What layers and handlers further in know about a call and the audit layer cannot: who it is, and what it is about.
@@ -122,141 +131,137 @@ impl<D: Describe> ApiAudit<D> {
     }
 }
 
-/// What [`ApiAudit`] remembers of a call.
-#[derive(Debug)]
+/// What [`ApiAudit`] remembers of a call: little, and in few pieces. The events are made of it by the writer.
+#[derive(Clone, Debug)]
 pub struct ApiCall {
-    api: Api,
+    head: Head,
     verb: ApiVerb,
     peer: Endpoint,
     actor: Option<Actor>,
-    request: HttpRequest,
-    request_uid: Option<String>,
     is_stream: bool,
     note: AuditNote,
 }
 
-impl ApiCall {
-    fn actor(&mut self) -> Option<Actor> {
-        self.note.lock().actor.take().or_else(|| self.actor.take())
-    }
-
-    fn event(mut self, time: i64) -> ApiActivity {
-        let actor = self.actor().unwrap_or_else(Actor::unknown);
-        let mut event =
-            ApiActivity::new(self.verb, self.api, actor, self.peer, time).request(self.request);
-        if let Some(uid) = self.request_uid {
-            event = event.correlation(uid);
-        }
-        for resource in self.note.lock().resources.drain(..) {
-            event = event.resource(resource);
-        }
-        event
-    }
+/// The texts of a request's head, one after the other in one allocation, each no longer than an event shows.
+#[derive(Clone, Debug)]
+struct Head {
+    method: Method,
+    is_grpc: bool,
+    is_https: bool,
+    text: String,
+    /// Where path, host, user agent and request id end in `text`. An empty one was not there.
+    ends: [usize; 4],
 }
 
-impl<D: Describe> Audit for ApiAudit<D> {
-    type Call = ApiCall;
-
-    fn start(&self, head: &mut request::Parts) -> Option<ApiCall> {
-        if !self.describe.is_audited(head) {
-            return None;
+impl Head {
+    fn of(head: &request::Parts) -> Self {
+        // A few bytes more than are shown, so that an event shows that something was cut.
+        const SLACK: usize = 4;
+        let parts = [
+            (head.uri.path(), MAX_URL_BYTES),
+            (head.uri.host().unwrap_or_default(), MAX_NAME_BYTES),
+            (header_text(head, header::USER_AGENT), MAX_NAME_BYTES),
+            (header_text(head, REQUEST_ID), MAX_NAME_BYTES),
+        ]
+        .map(|(text, max)| &text[..text.floor_char_boundary(max + SLACK)]);
+        let mut text = String::with_capacity(parts.iter().map(|part| part.len()).sum());
+        let ends = parts.map(|part| {
+            text.push_str(part);
+            text.len()
+        });
+        Self {
+            method: head.method.clone(),
+            is_grpc: Protocol::of(&head.headers) == Protocol::Grpc,
+            is_https: head.uri.scheme_str() == Some("https"),
+            text,
+            ends,
         }
-        let api = match grpc_method(head) {
+    }
+
+    fn part(&self, at: usize) -> &str {
+        let start = if at == 0 { 0 } else { self.ends[at - 1] };
+        &self.text[start..self.ends[at]]
+    }
+
+    fn request_uid(&self) -> Option<String> {
+        let uid = self.part(3);
+        (!uid.is_empty()).then(|| uid.to_owned())
+    }
+
+    fn api(&self) -> Api {
+        let api = match if self.is_grpc { split_method(self.part(0)) } else { None } {
             Some((service, method)) => {
                 Api::new(method.to_owned()).service(Service::new(service.to_owned()))
             }
-            None => Api::new(format!("{} {}", head.method, head.uri.path())),
+            None => Api::new(format!("{} {}", self.method, self.part(0))),
         };
-        let request_uid = header_text(head, "x-request-id");
-        let mut request = HttpRequest::new(head.method.as_str(), Url::from(&head.uri));
-        if let Some(agent) = header_text(head, header::USER_AGENT.as_str()) {
-            request = request.user_agent(agent);
+        match self.request_uid() {
+            Some(uid) => api.request_uid(uid),
+            None => api,
         }
-        let call = ApiCall {
-            api: match &request_uid {
-                Some(uid) => api.request_uid(uid.clone()),
-                None => api,
-            },
-            verb: self.describe.verb(head),
-            peer: self.describe.peer(head),
-            actor: self.describe.actor(head),
-            request,
-            request_uid,
-            is_stream: self.describe.is_stream(head),
-            note: AuditNote::default(),
-        };
-        head.extensions.insert(call.note.clone());
-        Some(call)
     }
 
-    fn answered(&self, call: &mut ApiCall, head: &response::Parts, now: i64) -> Option<Event> {
-        // A stream that was refused is told by its end, which follows at once.
-        let is_open = head.status.is_success() && Code::from_headers(&head.headers).is_none();
-        if !call.is_stream || !is_open {
-            return None;
+    fn request(&self) -> HttpRequest {
+        let mut url = Url::new(self.part(0).to_owned());
+        if !self.part(1).is_empty() {
+            let scheme = if self.is_https { "https" } else { "http" };
+            url = url.scheme(scheme).hostname(self.part(1).to_owned());
         }
-        let actor = call
-            .note
-            .lock()
-            .actor
-            .clone()
-            .or_else(|| call.actor.clone())
-            .unwrap_or_else(Actor::unknown);
-        let mut event =
-            ApiActivity::new(call.verb, call.api.clone(), actor, call.peer.clone(), now)
-                .request(call.request.clone())
-                .status(Status::Success)
-                .message("stream opened");
-        if let Some(uid) = &call.request_uid {
-            event = event.correlation(uid.clone());
+        let request = HttpRequest::new(self.method.as_str(), url);
+        match self.part(2) {
+            "" => request,
+            agent => request.user_agent(agent.to_owned()),
         }
-        for resource in &call.note.lock().resources {
+    }
+}
+
+impl ApiCall {
+    /// Who called: what was noted further in, else what was known from the start.
+    fn actor(&self) -> Option<Actor> {
+        self.note.lock().actor.clone().or_else(|| self.actor.clone())
+    }
+
+    fn event(&self, api: Api, time: i64) -> ApiActivity {
+        let actor = self.actor().unwrap_or_else(Actor::unknown);
+        let mut event = ApiActivity::new(self.verb, api, actor, self.peer.clone(), time)
+            .request(self.head.request());
+        if let Some(uid) = self.head.request_uid() {
+            event = event.correlation(uid);
+        }
+        for resource in &self.note.lock().resources {
             event = event.resource(resource.clone());
         }
-        Some(event.into())
+        event
     }
 
-    fn ended(&self, mut call: ApiCall, outcome: Outcome, now: i64) -> Option<Event> {
-        let verdict = Ending::of(&outcome);
-        if verdict.code == Some(Code::Unauthenticated) {
-            let user = call
-                .actor()
-                .as_ref()
-                .and_then(Actor::shown_user)
-                .cloned()
-                .unwrap_or_else(User::unknown);
-            return Some(self.refused_logon(call, user, &outcome, now));
-        }
-        let answered = verdict.is_success();
-        let code = verdict.code.map_or(i32::from(verdict.http), |code| i32::from(code.number()));
-        let name = verdict.code.map_or_else(
-            || Cow::Owned(verdict.http.to_string()),
-            |code| Cow::Borrowed(code.name()),
-        );
+    fn opened(&self, time: i64) -> Event {
+        self.event(self.head.api(), time).status(Status::Success).message("stream opened").into()
+    }
+
+    fn ended(&self, ending: &Ending, outcome: &Outcome, time: i64) -> Event {
+        let is_success = ending.is_success();
+        let (code, name) = ending.code_and_name();
+        let mut api = self.head.api();
         if outcome.how == How::Complete {
-            call.api = match answered {
-                true => call.api.answered(code),
-                false => {
-                    let told = outcome
-                        .refusal
-                        .as_ref()
-                        .map(|refusal| refusal.reason().to_owned())
-                        .unwrap_or_default();
-                    call.api.failed(code, name.clone(), told)
-                }
+            api = if is_success {
+                api.answered(code)
+            } else {
+                let told = outcome.refusal.as_ref().map(Refusal::reason).unwrap_or_default();
+                api.failed(code, name.clone(), told.to_owned())
             };
         }
-        let mut event = call
-            .event(now)
+        let mut event = self
+            .event(api, time)
             .code(name)
             .duration(milliseconds(outcome.duration))
-            .severity(verdict.severity());
+            .severity(ending.severity());
         if let Some(status) = outcome.status {
-            event = event
-                .response(HttpResponse::new(status.as_u16()).body_length(outcome.response_bytes));
+            let response = HttpResponse::new(status.as_u16()).body_length(outcome.response_bytes);
+            event = event.response(response);
         }
         event = match outcome.how {
-            How::Complete => event.status(if answered { Status::Success } else { Status::Failure }),
+            How::Complete if is_success => event.status(Status::Success),
+            How::Complete => event.status(Status::Failure),
             How::Failed => {
                 event.status(Status::Failure).detail("the call failed before there was a response")
             }
@@ -269,34 +274,69 @@ impl<D: Describe> Audit for ApiAudit<D> {
                 .detail(refusal.detail().unwrap_or(refusal.reason()).to_owned())
                 .unmapped("refused_by", refusal.layer());
         }
-        Some(event.into())
+        event.into()
     }
-}
 
-impl<D> ApiAudit<D> {
-    fn refused_logon(&self, call: ApiCall, user: User, outcome: &Outcome, now: i64) -> Event {
+    fn refused_logon(&self, service: Service, outcome: &Outcome, time: i64) -> Event {
+        let actor = self.actor();
+        let user =
+            actor.as_ref().and_then(Actor::shown_user).cloned().unwrap_or_else(User::unknown);
         let why = match &outcome.refusal {
             Some(refusal) => refusal.detail().unwrap_or(refusal.reason()).to_owned(),
             None => "the call was not authenticated".to_owned(),
         };
-        let mut event = Authentication::new(LogonActivity::Logon, user, self.service.clone(), now)
-            .src(call.peer)
-            .request(call.request)
+        let event = Authentication::new(LogonActivity::Logon, user, service, time)
+            .src(self.peer.clone())
+            .request(self.head.request())
             .severity(Severity::Medium)
             .status(Status::Failure)
             .verdict(Verdict::Blocked)
             .code(Code::Unauthenticated.name())
-            .detail(why);
-        let (service, operation) = call.api.shown();
-        event = match service {
-            Some(service) => event.unmapped("operation", format!("{service}/{operation}")),
-            None => event.unmapped("operation", operation.to_owned()),
-        };
-        match call.request_uid {
-            Some(uid) => event.correlation(uid),
-            None => event,
+            .detail(why)
+            .unmapped("operation", self.head.part(0).to_owned());
+        match self.head.request_uid() {
+            Some(uid) => event.correlation(uid).into(),
+            None => event.into(),
         }
-        .into()
+    }
+}
+
+impl<D: Describe> Audit for ApiAudit<D> {
+    type Call = ApiCall;
+
+    fn start(&self, head: &mut request::Parts) -> Option<ApiCall> {
+        if !self.describe.is_audited(head) {
+            return None;
+        }
+        let call = ApiCall {
+            head: Head::of(head),
+            verb: self.describe.verb(head),
+            peer: self.describe.peer(head),
+            actor: self.describe.actor(head),
+            is_stream: self.describe.is_stream(head),
+            note: AuditNote::default(),
+        };
+        head.extensions.insert(call.note.clone());
+        Some(call)
+    }
+
+    fn answered(&self, call: &mut ApiCall, head: &response::Parts, now: i64) -> Option<Draft> {
+        // A stream that was refused is told by its end, which follows at once.
+        let is_open = head.status.is_success() && Code::from_headers(&head.headers).is_none();
+        if !call.is_stream || !is_open {
+            return None;
+        }
+        let call = call.clone();
+        Some(Draft::later(now, move || call.opened(now)))
+    }
+
+    fn ended(&self, call: ApiCall, outcome: Outcome, now: i64) -> Option<Draft> {
+        let ending = Ending::of(&outcome);
+        if ending.code == Some(Code::Unauthenticated) {
+            let service = self.service.clone();
+            return Some(Draft::later(now, move || call.refused_logon(service, &outcome, now)));
+        }
+        Some(Draft::later(now, move || call.ended(&ending, &outcome, now)))
     }
 }
 
@@ -309,7 +349,7 @@ struct Ending {
 
 impl Ending {
     fn of(outcome: &Outcome) -> Self {
-        let refused = outcome.refusal.as_ref().map(crate::refuse::Refusal::code);
+        let refused = outcome.refusal.as_ref().map(Refusal::code);
         let http = outcome.status.map_or(0, |status| status.as_u16());
         let code = match outcome.how {
             How::Complete => refused.or(outcome.grpc).or(match outcome.status {
@@ -321,6 +361,14 @@ impl Ending {
             How::Cancelled => Some(Code::Cancelled),
         };
         Self { how: outcome.how, code, http }
+    }
+
+    /// The status as a number, and its name in the same protocol.
+    fn code_and_name(&self) -> (i32, Cow<'static, str>) {
+        match self.code {
+            Some(code) => (i32::from(code.number()), Cow::Borrowed(code.name())),
+            None => (i32::from(self.http), Cow::Owned(self.http.to_string())),
+        }
     }
 
     fn is_success(&self) -> bool {
@@ -342,8 +390,9 @@ impl Ending {
     }
 }
 
-fn header_text(head: &request::Parts, name: &str) -> Option<String> {
-    head.headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+/// A header as text, empty if it is missing or holds anything but visible ASCII.
+fn header_text(head: &request::Parts, name: HeaderName) -> &str {
+    head.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
 }
 
 fn milliseconds(duration: Duration) -> u64 {

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::event::Event;
+use super::draft::Draft;
 use super::recorder::Recorder;
 use crate::refuse::{Code, Refusal};
 
@@ -32,13 +32,13 @@ pub trait Audit {
 
     /// The head of the response is there at `now` (milliseconds since 1970). May return an event of its own, for calls that
     /// stay open for long.
-    fn answered(&self, call: &mut Self::Call, head: &response::Parts, now: i64) -> Option<Event> {
+    fn answered(&self, call: &mut Self::Call, head: &response::Parts, now: i64) -> Option<Draft> {
         let _ = (call, head, now);
         None
     }
 
     /// The call is over at `now` (milliseconds since 1970).
-    fn ended(&self, call: Self::Call, outcome: Outcome, now: i64) -> Option<Event>;
+    fn ended(&self, call: Self::Call, outcome: Outcome, now: i64) -> Option<Draft>;
 }
 
 /// How a call ended.

@@ -18,10 +18,10 @@ pub(crate) struct Common {
     pub(crate) duration: Option<u64>,
     pub(crate) count: Option<u64>,
     pub(crate) verdict: Option<Verdict>,
-    pub(crate) rule: Option<Rule>,
-    pub(crate) policy: Option<Policy>,
-    pub(crate) actor: Option<Actor>,
-    pub(crate) device: Option<Device>,
+    pub(crate) rule: Option<Box<Rule>>,
+    pub(crate) policy: Option<Box<Policy>>,
+    pub(crate) actor: Option<Box<Actor>>,
+    pub(crate) device: Option<Box<Device>>,
     pub(crate) correlation: Option<Text>,
     unmapped: Vec<(Text, Value)>,
 }
@@ -180,28 +180,28 @@ macro_rules! common_setters {
         /// The rule that decided.
         #[must_use]
         pub fn rule(mut self, rule: $crate::ocsf::object::Rule) -> Self {
-            self.common.rule = Some(rule);
+            self.common.rule = Some(Box::new(rule));
             self
         }
 
         /// The policy that decided.
         #[must_use]
         pub fn policy(mut self, policy: $crate::ocsf::object::Policy) -> Self {
-            self.common.policy = Some(policy);
+            self.common.policy = Some(Box::new(policy));
             self
         }
 
         /// Who did it.
         #[must_use]
         pub fn actor(mut self, actor: $crate::ocsf::object::Actor) -> Self {
-            self.common.actor = Some(actor);
+            self.common.actor = Some(Box::new(actor));
             self
         }
 
         /// Where it happened, if not on the device of the [`Source`](crate::ocsf::Source).
         #[must_use]
         pub fn device(mut self, device: $crate::ocsf::object::Device) -> Self {
-            self.common.device = Some(device);
+            self.common.device = Some(Box::new(device));
             self
         }
 

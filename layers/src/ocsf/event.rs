@@ -246,7 +246,7 @@ fn put_class<C: Class, M: SerializeMap>(
 ) -> Result<(), M::Error> {
     let activity = event.activity();
     let common = event.common();
-    let device = common.device.as_ref().unwrap_or(&source.device);
+    let device = common.device.as_deref().unwrap_or(&source.device);
     map.serialize_entry("class_uid", &C::UID)?;
     map.serialize_entry("class_name", C::NAME)?;
     map.serialize_entry("category_uid", &C::CATEGORY.0)?;

@@ -38,7 +38,7 @@ pub struct ProcessActivity {
 impl ProcessActivity {
     fn with(change: Change, process: Process, actor: Actor, time: i64) -> Self {
         let mut common = Common::new(time);
-        common.actor = Some(actor);
+        common.actor = Some(Box::new(actor));
         Self { change, process, common }
     }
 

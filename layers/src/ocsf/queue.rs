@@ -7,7 +7,7 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::event::Event;
+use super::draft::Draft;
 
 /// Events that were not kept: how many, and between which times (milliseconds since 1970).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +33,7 @@ impl Gap {
 }
 
 struct State {
-    events: Vec<Event>,
+    events: Vec<Draft>,
     gap: Option<Gap>,
     open: bool,
     /// The writer wants to be woken when this many events wait; `usize::MAX` while it is busy.
@@ -95,7 +95,7 @@ impl Queue {
     }
 
     /// Keeps the event if there is room. False if it was let go.
-    pub(crate) fn push(&self, event: Event) -> bool {
+    pub(crate) fn push(&self, event: Draft) -> bool {
         let mut state = self.lock();
         if !state.open || state.events.len() >= self.capacity {
             state.dropped += 1;
@@ -118,7 +118,7 @@ impl Queue {
 
     /// Waits for events and swaps them into `batch`, which must be empty. After the first one it lingers, so that a busy
     /// gateway wakes the writer once per `linger` or half a queue, not once per event.
-    pub(crate) fn take(&self, batch: &mut Vec<Event>, linger: Duration) -> Taken {
+    pub(crate) fn take(&self, batch: &mut Vec<Draft>, linger: Duration) -> Taken {
         let mut state = self.lock();
         state.wake_at = 1;
         while state.open && !state.flush && state.events.is_empty() {

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::Notify;
 
 use super::application_lifecycle::{ApplicationLifecycle, LifecycleActivity};
+use super::draft::Draft;
 use super::event::{Event, Record, Source};
 use super::queue::{Gap, Queue};
 use super::sink::Sink;
@@ -200,7 +201,7 @@ impl Recorder {
     }
 
     /// Records an event. False if it was dropped because the queue is full or the writer has ended.
-    pub fn record(&self, event: impl Into<Event>) -> bool {
+    pub fn record(&self, event: impl Into<Draft>) -> bool {
         match &self.shared {
             Some(shared) => shared.queue.push(event.into()),
             None => true,
@@ -349,8 +350,8 @@ impl Worker {
         loop {
             let taken = self.shared.queue.take(&mut batch, self.linger);
             let count = batch.len();
-            for event in batch.drain(..) {
-                self.deliver(&event);
+            for draft in batch.drain(..) {
+                self.deliver(draft);
             }
             if let Some(gap) = taken.gap {
                 self.tell_of(gap);
@@ -372,13 +373,18 @@ impl Worker {
         }
     }
 
-    fn deliver(&mut self, event: &Event) {
+    fn deliver(&mut self, draft: Draft) {
+        let time = draft.time();
+        let Ok(event) = catch_unwind(AssertUnwindSafe(|| draft.into_event())) else {
+            self.lose(time);
+            return;
+        };
         for at in 0..self.sinks.len() {
             self.make_up(at);
         }
         self.sequence += 1;
         for at in 0..self.sinks.len() {
-            let record = Record::new(event, &self.source, self.sequence);
+            let record = Record::new(&event, &self.source, self.sequence);
             let slot = &mut self.sinks[at];
             // A sink that did not even take the notice of what it lost is not tried again for this event.
             let result = match slot.lost {
@@ -386,7 +392,7 @@ impl Worker {
                 None => guarded(|| slot.sink.write(&record)).map(|()| true),
             };
             if !matches!(result, Ok(true)) {
-                slot.lost = Some(Gap::grown(slot.lost, event.time()));
+                slot.lost = Some(Gap::grown(slot.lost, time));
             }
             let mut tallies = self.shared.tallies();
             let counts = &mut tallies.sinks[at];
@@ -398,6 +404,17 @@ impl Worker {
                     counts.last_error = Some(error.to_string());
                 }
             }
+        }
+    }
+
+    /// Counts an event that could not be put together.
+    fn lose(&mut self, time: i64) {
+        let mut tallies = self.shared.tallies();
+        for (slot, counts) in self.sinks.iter_mut().zip(&mut tallies.sinks) {
+            slot.lost = Some(Gap::grown(slot.lost, time));
+            counts.failed += 1;
+            counts.last_error =
+                Some("an event could not be put together: its closure panicked".to_owned());
         }
     }
 

@@ -179,7 +179,7 @@ impl<'a> Line<'a> {
     pub(crate) fn context(&mut self) {
         let common = self.common;
         let mut shown = true;
-        match (common.rule.as_ref().map(super::object::Rule::shown), &common.policy) {
+        match (common.rule.as_deref().map(super::object::Rule::shown), &common.policy) {
             (Some((name, Some(engine))), _) => {
                 self.bracket(&[("policy", name), ("engine", engine)])
             }

@@ -195,7 +195,7 @@ async fn a_refused_authentication_is_a_failed_logon() {
     assert_eq!(event["type_uid"], 300_201);
     assert_eq!((&event["status"], &event["disposition"]), (&"Failure".into(), &"Blocked".into()));
     assert_eq!(event["status_detail"], "token expired", "the log may know why");
-    assert_eq!(event["unmapped"]["operation"], "pkg.Sandboxes/GetSandbox");
+    assert_eq!(event["unmapped"]["operation"], "/pkg.Sandboxes/GetSandbox");
 }
 
 #[tokio::test]

@@ -263,11 +263,11 @@ impl Process {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Actor {
     #[serde(skip_serializing_if = "Option::is_none")]
-    user: Option<User>,
+    user: Option<Box<User>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     process: Option<Box<Process>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    session: Option<Session>,
+    session: Option<Box<Session>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     app_name: Option<Text>,
 }
@@ -278,7 +278,7 @@ impl Actor {
     /// A user.
     #[must_use]
     pub fn user(user: User) -> Self {
-        Self { user: Some(user), ..Self::EMPTY }
+        Self { user: Some(Box::new(user)), ..Self::EMPTY }
     }
 
     /// A process.
@@ -302,14 +302,14 @@ impl Actor {
     /// The session in which it was done.
     #[must_use]
     pub fn session(mut self, session: Session) -> Self {
-        self.session = Some(session);
+        self.session = Some(Box::new(session));
         self
     }
 
     /// The user on whose behalf it was done.
     #[must_use]
     pub fn on_behalf_of(mut self, user: User) -> Self {
-        self.user = Some(user);
+        self.user = Some(Box::new(user));
         self
     }
 
@@ -324,7 +324,7 @@ impl Actor {
     }
 
     pub(crate) fn shown_user(&self) -> Option<&User> {
-        self.user.as_ref()
+        self.user.as_deref()
     }
 
     pub(crate) fn shown_app(&self) -> Option<&str> {

@@ -145,6 +145,25 @@ fn a_panicking_sink_fails_alone() {
 }
 
 #[test]
+fn a_draft_is_put_together_by_the_writer_and_may_fail_alone() {
+    let (sink, gate, got) = gated();
+    drop(gate);
+    let (recorder, writer) = Recorder::builder(source()).sink(sink).start().unwrap();
+    let (out, name) = mpsc::channel();
+    recorder.record(Draft::later(1, move || {
+        out.send(std::thread::current().name().map(str::to_owned)).unwrap();
+        event(1)
+    }));
+    recorder.record(Draft::later(2, || panic!("scripted panic")));
+    recorder.record(event(3));
+    let counts = writer.shutdown(LIMIT).unwrap();
+    assert_eq!(name.try_recv().unwrap().as_deref(), Some("ocsf-writer"));
+    let seen: Vec<(i64, Option<u64>)> = got.iter().map(|(time, _, count)| (time, count)).collect();
+    assert_eq!(seen, [(1, None), (2, Some(1)), (3, None)]);
+    assert_eq!((counts.sinks[0].written, counts.sinks[0].failed), (2, 1));
+}
+
+#[test]
 fn a_stalled_sink_does_not_hold_up_the_shutdown() {
     let (sink, gate, _got) = gated();
     let (recorder, writer) =
