@@ -28,7 +28,7 @@ use postern_identity::Secret;
 
 pub use self::{
     fault::{Fault, Origin, render_faults},
-    layers::{LayerConfigs, RelayCaps, SSH_CLASS, SessionWait},
+    layers::{Audit, AuditSink, LayerConfigs, RelayCaps, SSH_CLASS, SessionWait},
     planes::{
         CallLayer, ConnectionLayer, GUARDS, ORDER_RULES, OrderRule, Plane, PlaneLayer, RelayLayer,
         Stack, order_faults,

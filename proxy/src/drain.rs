@@ -12,6 +12,8 @@ pub enum Phase {
     Open,
     /// Takes no connection and opens no relay; what is live goes on.
     Draining,
+    /// Connections are told to go away (GOAWAY); streams on them may finish.
+    Leaving,
     /// Whatever is still live is closed now.
     Closing,
 }
@@ -50,6 +52,11 @@ impl Drain {
     /// Takes nothing new from now on. Does nothing if that is so already.
     pub fn start(&self) {
         self.forward(Phase::Draining);
+    }
+
+    /// Tells connections to go away. Does nothing if that is so already.
+    pub fn leave(&self) {
+        self.forward(Phase::Leaving);
     }
 
     /// Closes what is live. Does nothing if that is so already.

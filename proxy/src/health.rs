@@ -85,15 +85,19 @@ impl Readiness {
     /// Probes `store` once.
     pub async fn probe(&self, store: &dyn ObjectStore) {
         let start = Instant::now();
-        let answer = tokio::time::timeout(PROBE_TIMEOUT, store.probe()).await.unwrap_or_else(|_| {
-            let cause = UnavailableCause::TimedOut(PROBE_TIMEOUT);
-            Err(StoreError::Unavailable { operation: "probe", cause })
-        });
+        let answer =
+            tokio::time::timeout(PROBE_TIMEOUT, store.probe()).await.unwrap_or_else(|_| {
+                let cause = UnavailableCause::TimedOut(PROBE_TIMEOUT);
+                Err(StoreError::Unavailable { operation: "probe", cause })
+            });
         let latency = start.elapsed();
         let error = answer.err().map(|error| chain(&error));
         let outcome = if error.is_none() { "ok" } else { "error" };
-        metrics::gauge!("openshell_server_readiness_database_healthy")
-            .set(if error.is_none() { 1.0 } else { 0.0 });
+        metrics::gauge!("openshell_server_readiness_database_healthy").set(if error.is_none() {
+            1.0
+        } else {
+            0.0
+        });
         metrics::histogram!("openshell_server_readiness_database_probe_duration_seconds", "outcome" => outcome)
             .record(latency.as_secs_f64());
         let before = self.last.lock().replace(Probe { latency, error: error.clone() });
@@ -132,8 +136,7 @@ impl Readiness {
                 .map(|probe| u64::try_from(probe.latency.as_millis()).unwrap_or(u64::MAX)),
             error: last.and_then(|probe| probe.error),
         };
-        let code =
-            if status == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        let code = if status == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         let checks = Some(Checks { database });
         (code, json(&Report { status, version: env!("CARGO_PKG_VERSION"), checks }))
     }

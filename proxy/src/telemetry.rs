@@ -126,12 +126,7 @@ pub const METRICS: &[Metric] = &[
         &["end"],
         "seconds that relays lived, by how they ended",
     ),
-    metric(
-        "phase_transitions_total",
-        Kind::Counter,
-        &["to"],
-        "changes of the phase of a sandbox",
-    ),
+    metric("phase_transitions_total", Kind::Counter, &["to"], "changes of the phase of a sandbox"),
     metric("exec_total", Kind::Counter, &["result"], "commands run by exec calls"),
     metric(
         "ssh_limit_refusals_total",
@@ -146,6 +141,12 @@ pub const METRICS: &[Metric] = &[
         "connections that were refused or broke, by the layer or step that noticed",
     ),
     metric("handler_panics_total", Kind::Counter, &[], "panics that the failure table caught"),
+    metric(
+        "audit_events_dropped_total",
+        Kind::Counter,
+        &[],
+        "audit records that were dropped because their queue was full",
+    ),
     metric(
         "store_operation_duration_seconds",
         Kind::Histogram,

@@ -47,12 +47,16 @@ impl Lines<'_> {
 /// Reads the text of a file into `values`, and the rest into a [`Document`].
 ///
 /// # Errors
-/// The syntax error, alone.
-pub(super) fn read<'i>(lines: &Lines<'i>, values: &mut Values) -> Result<Document<'i>, Fault> {
-    let root = DeTable::parse(lines.text).map_err(|error| {
-        let span = error.span().unwrap_or(0..0);
-        lines.fault(&span, format!("this is no TOML: {}", error.message()))
-    })?;
+/// The syntax errors, alone: what a broken file means is a guess.
+pub(super) fn read<'i>(lines: &Lines<'i>, values: &mut Values) -> Result<Document<'i>, Vec<Fault>> {
+    let (root, errors) = DeTable::parse_recoverable(lines.text);
+    if !errors.is_empty() {
+        let fault = |error: &toml::de::Error| {
+            let span = error.span().unwrap_or(0..0);
+            lines.fault(&span, format!("this is no TOML: {}", error.message()))
+        };
+        return Err(errors.iter().take(MAX_SYNTAX_ERRORS).map(fault).collect());
+    }
     let mut document = Document::default();
     for (key, value) in root.get_ref() {
         let name = key.get_ref().as_ref();
@@ -74,6 +78,9 @@ pub(super) fn read<'i>(lines: &Lines<'i>, values: &mut Values) -> Result<Documen
     }
     Ok(document)
 }
+
+/// Most syntax errors that are told: one mistake can break every line after it.
+const MAX_SYNTAX_ERRORS: usize = 10;
 
 struct Walk<'w, 'i> {
     lines: &'w Lines<'i>,
@@ -128,14 +135,18 @@ impl<'i> Walk<'_, 'i> {
             if table.is_empty() {
                 known.extend(OTHER_TABLES);
             }
-            let place =
-                if table.is_empty() { "[openshell]".to_owned() } else { format!("[openshell.{table}]") };
+            let place = if table.is_empty() {
+                "[openshell]".to_owned()
+            } else {
+                format!("[openshell.{table}]")
+            };
             return self.values.fault(self.lines.fault(&at, unknown_key(name, &place, &known)));
         }
         match value.get_ref() {
             DeValue::Table(table) => self.table(full, table),
             _ => {
-                let message = format!("{full} is no table; write [openshell.{full}] and keys below it");
+                let message =
+                    format!("{full} is no table; write [openshell.{full}] and keys below it");
                 self.values.fault(self.lines.fault(&value.span(), message));
             }
         }
@@ -182,7 +193,10 @@ impl<'i> Walk<'_, 'i> {
             }
             Kind::List => {
                 let texts = value.as_array()?.iter();
-                texts.map(|item| item.get_ref().as_str().map(str::to_owned)).collect::<Option<_>>().map(Value::List)
+                texts
+                    .map(|item| item.get_ref().as_str().map(str::to_owned))
+                    .collect::<Option<_>>()
+                    .map(Value::List)
             }
         }
     }
@@ -205,7 +219,8 @@ pub(super) fn names(
         match item.get_ref().as_str() {
             Some(name) => names.push((name.to_owned(), item.span())),
             None => {
-                let message = format!("{key} holds something that is no text; write names in quotes");
+                let message =
+                    format!("{key} holds something that is no text; write names in quotes");
                 values.fault(lines.fault(&item.span(), message));
             }
         }
@@ -216,7 +231,9 @@ pub(super) fn names(
 /// "unknown layer", with what may have been meant.
 pub(super) fn unknown_layer(name: &str, plane: &str, known: &[&'static str]) -> String {
     match nearest(name, known.iter().copied()) {
-        Some(meant) => format!("no layer \"{name}\" in the {plane} plane; did you mean \"{meant}\"?"),
+        Some(meant) => {
+            format!("no layer \"{name}\" in the {plane} plane; did you mean \"{meant}\"?")
+        }
         None => format!("no layer \"{name}\" in the {plane} plane; it has: {}", known.join(", ")),
     }
 }

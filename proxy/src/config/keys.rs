@@ -84,12 +84,7 @@ const GUEST_TLS: &str = "write it in the table of the driver, [openshell.drivers
 pub(super) const KEYS: &[Key] = &[
     key("version", Kind::Number),
     flagged("gateway.bind_address", Kind::Address, "--bind-address", "OPENSHELL_BIND_ADDRESS"),
-    flagged(
-        "gateway.health_bind_address",
-        Kind::Address,
-        "--health-port",
-        "OPENSHELL_HEALTH_PORT",
-    ),
+    flagged("gateway.health_bind_address", Kind::Address, "--health-port", "OPENSHELL_HEALTH_PORT"),
     flagged(
         "gateway.metrics_bind_address",
         Kind::Address,
@@ -115,12 +110,7 @@ pub(super) const KEYS: &[Key] = &[
     flagged("gateway.disable_tls", Kind::Switch, "--disable-tls", "OPENSHELL_DISABLE_TLS"),
     flagged("gateway.tls.cert_path", Kind::Text, "--tls-cert", "OPENSHELL_TLS_CERT"),
     flagged("gateway.tls.key_path", Kind::Text, "--tls-key", "OPENSHELL_TLS_KEY"),
-    flagged(
-        "gateway.tls.client_ca_path",
-        Kind::Text,
-        "--tls-client-ca",
-        "OPENSHELL_TLS_CLIENT_CA",
-    ),
+    flagged("gateway.tls.client_ca_path", Kind::Text, "--tls-client-ca", "OPENSHELL_TLS_CLIENT_CA"),
     key("gateway.tls.require_client_auth", Kind::Switch),
     flagged(
         "gateway.mtls_auth.enabled",
@@ -196,6 +186,9 @@ pub(super) const KEYS: &[Key] = &[
     },
 ];
 
+/// Keys that only flags and the environment can give.
+const OUTSIDE_ONLY: [&str; 2] = ["gateway.db_url", "gateway.port"];
+
 /// Whole tables of OpenShell that Postern does not support.
 pub(super) const UNSUPPORTED_TABLES: &[(&str, &str)] = &[
     ("gateway.oidc", NO_OIDC),
@@ -216,15 +209,16 @@ pub(super) fn is_table(path: &str) -> bool {
     KEYS.iter().any(|key| key.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('.')))
 }
 
-/// What may stand directly in the table `path` (`""` is `openshell` itself).
+/// What may stand directly in the table `path` (`""` is `openshell` itself), for a message.
 pub(super) fn children(path: &str) -> Vec<&'static str> {
     let inside = |key: &'static str| -> Option<&'static str> {
         let rest = if path.is_empty() { key } else { key.strip_prefix(path)?.strip_prefix('.')? };
         Some(rest.split('.').next().unwrap_or(rest))
     };
-    let tables = UNSUPPORTED_TABLES.iter().map(|(table, _)| *table);
+    let in_files =
+        |key: &&Key| !matches!(key.support, Support::No(_)) && !OUTSIDE_ONLY.contains(&key.path);
     let mut names: Vec<_> =
-        KEYS.iter().map(|key| key.path).chain(tables).filter_map(inside).collect();
+        KEYS.iter().filter(in_files).filter_map(|key| inside(key.path)).collect();
     names.sort_unstable();
     names.dedup();
     names

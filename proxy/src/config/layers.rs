@@ -1,10 +1,10 @@
 //! The values of the layers: one plain field per layer, from `[openshell.layer.<name>]`.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use postern_layers::{
-    body_limit, concurrency_cap, connection_cap, deadline, h2_window, handshake_deadline, rate_limit, relay_caps, request_id,
-    session_wait,
+    body_limit, concurrency_cap, connection_cap, deadline, h2_window, handshake_deadline, ocsf,
+    rate_limit, relay_caps, request_id, session_wait,
 };
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +31,8 @@ pub struct LayerConfigs {
     pub concurrency_cap: concurrency_cap::Config,
     /// `[openshell.layer.body_limit]`
     pub body_limit: body_limit::Config,
+    /// `[openshell.layer.ocsf]`, of both planes
+    pub ocsf: Audit,
     /// `[openshell.layer.relay_caps]`
     pub relay_caps: RelayCaps,
     /// `[openshell.layer.session_wait]`
@@ -57,9 +59,48 @@ impl Default for LayerConfigs {
             deadline: deadline::Config::default(),
             concurrency_cap: concurrency_cap::Config::default(),
             body_limit: body_limit::Config::default(),
+            ocsf: Audit::default(),
             relay_caps: RelayCaps::default(),
             session_wait: SessionWait::default(),
         }
+    }
+}
+
+/// Where audit records go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Audit {
+    /// What they are written to. Default a file.
+    pub sink: AuditSink,
+    /// The file; `ocsf.jsonl` in the state directory unless given. Older ones are beside it, numbered.
+    pub path: Option<PathBuf>,
+    /// Largest size of one file, in bytes. Default 64 MiB: about 50,000 events.
+    #[serde(with = "postern_layers::units::size")]
+    pub max_bytes: u64,
+    /// How many files there may be. Default 4, so that 256 MiB are taken at most.
+    pub files: u32,
+    /// JSON lines (default) or the short form for people.
+    pub format: ocsf::Format,
+}
+
+/// What audit records are written to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AuditSink {
+    /// A file that is rotated by size.
+    #[default]
+    File,
+    /// Standard output.
+    Stdout,
+    /// Nothing.
+    Off,
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        let file = ocsf::sink::FileConfig::new("");
+        let (max_bytes, files, format) = (file.max_bytes, file.files, file.format);
+        Self { sink: AuditSink::default(), path: None, max_bytes, files, format }
     }
 }
 
@@ -178,6 +219,16 @@ table_config!(
     body_limit::Config,
 );
 
+impl TableConfig for Audit {
+    fn faults(&self) -> Vec<(String, String)> {
+        let mut file =
+            ocsf::sink::FileConfig::new(self.path.clone().unwrap_or_else(|| "ocsf.jsonl".into()));
+        file.max_bytes = self.max_bytes;
+        file.files = self.files;
+        file.validate().into_iter().map(|f| (f.field.to_owned(), f.message)).collect()
+    }
+}
+
 impl TableConfig for RelayCaps {
     fn faults(&self) -> Vec<(String, String)> {
         let own = |field: &str| match field {
@@ -223,7 +274,9 @@ impl TableConfig for postern_driver_process::Config {
             filled.grpc_endpoint = "http://127.0.0.1:1".to_owned();
         }
         let told = filled.faults().into_iter().filter_map(|fault| match fault {
-            postern_driver_process::OpenError::Config { key, problem } => Some((key.to_owned(), problem)),
+            postern_driver_process::OpenError::Config { key, problem } => {
+                Some((key.to_owned(), problem))
+            }
             _ => None,
         });
         told.collect()

@@ -53,7 +53,7 @@ pub(super) fn load(sources: &Sources) -> Result<Config, Vec<Fault>> {
     let (path, text) =
         sources.file.as_ref().map_or(empty, |file| (file.path.as_path(), file.text.as_str()));
     let lines = Lines { path, text };
-    let document = document::read(&lines, &mut values).map_err(|fault| vec![fault])?;
+    let document = document::read(&lines, &mut values)?;
     values.take_outside(sources);
     let config = build(&lines, &document, &mut values, &sources.environment);
     if values.faults.is_empty() { Ok(config) } else { Err(values.faults) }
@@ -90,8 +90,9 @@ fn gateway(gateway: &mut GatewaySettings, values: &mut Values) {
     gateway.metrics_bind_address = values.side_address("gateway.metrics_bind_address", beside);
     if let Some(level) = values.text("gateway.log_level") {
         if tracing_subscriber::EnvFilter::try_new(&level).is_err() {
-            let message =
-                format!("log_level = \"{level}\" is no filter; write error, warn, info, debug or trace");
+            let message = format!(
+                "log_level = \"{level}\" is no filter; write error, warn, info, debug or trace"
+            );
             values.fault_at("gateway.log_level", message);
         }
         gateway.log_level = level;
@@ -100,7 +101,8 @@ fn gateway(gateway: &mut GatewaySettings, values: &mut Values) {
         None | Some("text") => {}
         Some("json") => gateway.log_format = LogFormat::Json,
         Some(other) => {
-            let message = format!("log_format = \"{other}\" is unknown; write \"text\" or \"json\"");
+            let message =
+                format!("log_format = \"{other}\" is unknown; write \"text\" or \"json\"");
             values.fault_at("gateway.log_format", message);
         }
     }
@@ -144,19 +146,17 @@ fn tls_and_users(gateway: &mut GatewaySettings, values: &mut Values) {
                 TlsSettings::Files { certificate, key, client_ca, require_client_auth }
             }
             (None, None) => TlsSettings::Local { require_client_auth },
-            (certificate, key) => {
-                let (there, missing) =
-                    if certificate.is_some() { ("cert_path", "key_path") } else { ("key_path", "cert_path") };
-                let message = format!("{there} is given and {missing} is not; give both or neither");
+            (certificate, _) => {
+                let (there, missing) = if certificate.is_some() {
+                    ("cert_path", "key_path")
+                } else {
+                    ("key_path", "cert_path")
+                };
+                let message =
+                    format!("{there} is given and {missing} is not; give both or neither");
                 values.fault_at(&format!("gateway.tls.{there}"), message);
-                // Only so that reading can go on.
-                let either = certificate.or(key).unwrap_or_default();
-                TlsSettings::Files {
-                    certificate: either.clone(),
-                    key: either,
-                    client_ca,
-                    require_client_auth,
-                }
+                // Only so that reading can go on without faults that follow from this one.
+                TlsSettings::Local { require_client_auth }
             }
         })
     };
@@ -171,8 +171,12 @@ fn tokens(tokens: &mut TokenSettings, values: &mut Values) {
     tokens.signing_key = values.path("gateway.gateway_jwt.signing_key_path");
     tokens.kid = values.path("gateway.gateway_jwt.kid_path");
     if let Some(id) = values.text("gateway.gateway_jwt.gateway_id") {
-        if id.is_empty() || id.len() > 128 || id.chars().any(|c| c.is_control() || c.is_whitespace()) {
-            let message = "gateway_id is not 1 to 128 characters without spaces; write such as \"openshell\"";
+        if id.is_empty()
+            || id.len() > 128
+            || id.chars().any(|c| c.is_control() || c.is_whitespace())
+        {
+            let message =
+                "gateway_id is not 1 to 128 characters without spaces; write such as \"openshell\"";
             values.fault_at("gateway.gateway_jwt.gateway_id", message);
         }
         tokens.gateway_id = id;
@@ -205,7 +209,8 @@ fn rate_limit(config: &mut Config, values: &mut Values) {
         }
     };
     if config.layers.rate_limit.global.is_some() {
-        let message = "the limit is given twice; remove this or global in [openshell.layer.rate_limit]";
+        let message =
+            "the limit is given twice; remove this or global in [openshell.layer.rate_limit]";
         return values.fault_at(calls_key, message);
     }
     if !config.stack.has("rate_limit") {
@@ -239,7 +244,8 @@ impl Values {
             };
             if asks != value {
                 let name = key.path.rsplit('.').next().unwrap_or(key.path);
-                let message = format!("{name} = {asks} is not supported: {why}; write {value} or remove it");
+                let message =
+                    format!("{name} = {asks} is not supported: {why}; write {value} or remove it");
                 self.fault(Fault::new(given.origin, message));
             }
             return;
@@ -263,7 +269,10 @@ impl Values {
             match keys::KEYS.iter().find(|key| key.flag == flag.as_str()) {
                 Some(key) => self.outside(key, Origin::Flag(key.flag), text),
                 None => {
-                    self.fault(Fault::new(Origin::Nowhere, format!("there is no flag {flag}; see --help")));
+                    self.fault(Fault::new(
+                        Origin::Nowhere,
+                        format!("there is no flag {flag}; see --help"),
+                    ));
                 }
             }
         }
@@ -320,15 +329,22 @@ impl Values {
         let Value::Number(number) = self.given.get(path)?.value else { return None };
         if !range.contains(&number) {
             let name = path.rsplit('.').next().unwrap_or(path);
-            let message =
-                format!("{name} = {number} is out of range; write {} to {}", range.start(), range.end());
+            let message = format!(
+                "{name} = {number} is out of range; write {} to {}",
+                range.start(),
+                range.end()
+            );
             self.fault_at(path, message);
             return None;
         }
         Some(number)
     }
 
-    fn duration(&mut self, path: &str, range: std::ops::RangeInclusive<Duration>) -> Option<Duration> {
+    fn duration(
+        &mut self,
+        path: &str,
+        range: std::ops::RangeInclusive<Duration>,
+    ) -> Option<Duration> {
         let text = self.text(path)?;
         let name = path.rsplit('.').next().unwrap_or(path);
         match parse_duration(&text) {

@@ -44,14 +44,14 @@ pub(super) fn read<'i, T: TableConfig>(
             Err(error) => faults.push((value.span(), format!("{text}: {}", error.message()))),
         }
     }
-    let config =
-        match T::deserialize(Spanned::new(table.span(), good.clone()).into_deserializer()) {
-            Ok(config) => config,
-            Err(error) => {
-                faults.push((table.span(), error.message().to_owned()));
-                T::default()
-            }
-        };
+    let config = match T::deserialize(Spanned::new(table.span(), good.clone()).into_deserializer())
+    {
+        Ok(config) => config,
+        Err(error) => {
+            faults.push((table.span(), error.message().to_owned()));
+            T::default()
+        }
+    };
     // Values that were not read would only make the others look wrong.
     if faults.is_empty() {
         for (key, message) in config.faults() {
@@ -65,17 +65,10 @@ pub(super) fn read<'i, T: TableConfig>(
 }
 
 /// "unknown key", with what may have been meant.
-pub(super) fn unknown_key<'c>(
-    key: &str,
-    place: &str,
-    known: impl IntoIterator<Item = &'c &'c str> + Clone,
-) -> String {
-    match nearest(key, known.clone().into_iter().copied()) {
+pub(super) fn unknown_key(key: &str, place: &str, known: &[&str]) -> String {
+    match nearest(key, known.iter().copied()) {
         Some(meant) => format!("unknown key \"{key}\" in {place}; did you mean \"{meant}\"?"),
-        None => {
-            let known: Vec<_> = known.into_iter().copied().collect();
-            format!("unknown key \"{key}\" in {place}; it has: {}", known.join(", "))
-        }
+        None => format!("unknown key \"{key}\" in {place}; it has: {}", known.join(", ")),
     }
 }
 

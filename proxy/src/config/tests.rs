@@ -5,7 +5,8 @@ use super::*;
 fn fixtures(kind: &str) -> Vec<(PathBuf, String)> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/config").join(kind);
     let files = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
-    let files: Vec<_> = files.filter(|path| path.extension().is_some_and(|e| e == "toml")).collect();
+    let files: Vec<_> =
+        files.filter(|path| path.extension().is_some_and(|e| e == "toml")).collect();
     assert!(!files.is_empty());
     files.into_iter().map(|path| (path.clone(), fs::read_to_string(path).unwrap())).collect()
 }
@@ -38,7 +39,8 @@ fn valid_files_are_read() {
 #[test]
 fn invalid_files_are_told_all_their_faults() {
     for (path, text) in fixtures("invalid") {
-        let told = render_faults(&Config::load(&file(&text)).expect_err(&path.display().to_string()));
+        let told =
+            render_faults(&Config::load(&file(&text)).expect_err(&path.display().to_string()));
         let expected = path.with_extension("faults");
         if std::env::var_os("POSTERN_BLESS").is_some() {
             fs::write(&expected, &told).unwrap();
@@ -50,11 +52,15 @@ fn invalid_files_are_told_all_their_faults() {
 
 #[test]
 fn the_full_file_means_what_it_says() {
-    let (_, text) = fixtures("valid").into_iter().find(|(path, _)| path.ends_with("full.toml")).unwrap();
+    let (_, text) =
+        fixtures("valid").into_iter().find(|(path, _)| path.ends_with("full.toml")).unwrap();
     let config = Config::load(&file(&text)).unwrap();
     let gateway = &config.gateway;
     assert_eq!(gateway.health_bind_address, Some("127.0.0.1:17671".parse().unwrap()));
-    assert_eq!((gateway.drain_timeout, gateway.heartbeat_interval), (Duration::from_secs(45), Duration::from_secs(10)));
+    assert_eq!(
+        (gateway.drain_timeout, gateway.heartbeat_interval),
+        (Duration::from_secs(45), Duration::from_secs(10))
+    );
     assert_eq!(gateway.state_dir, Path::new("/var/lib/postern"));
     assert_eq!(gateway.db_url.expose(), "sqlite:///var/lib/postern/gateway.db");
     assert_eq!(gateway.tokens.ttl, Duration::from_secs(3600));
@@ -73,7 +79,8 @@ fn the_full_file_means_what_it_says() {
 fn an_empty_configuration_is_the_local_one() {
     let sources = environment(Sources::default(), &[("XDG_STATE_HOME", "/state")]);
     assert_eq!(Config::load(&sources).unwrap(), Config::local(Path::new("/state/postern")));
-    let sources = environment(Sources::default(), &[("HOME", "/home/ada"), ("XDG_STATE_HOME", "relative")]);
+    let sources =
+        environment(Sources::default(), &[("HOME", "/home/ada"), ("XDG_STATE_HOME", "relative")]);
     let config = Config::load(&sources).unwrap();
     assert_eq!(config.gateway.state_dir, Path::new("/home/ada/.local/state/postern"));
     let config = Config::load(&Sources::default()).unwrap();
@@ -85,10 +92,15 @@ fn flags_beat_the_environment_and_that_beats_the_file() {
     let base = file("[openshell.gateway]\nlog_level = \"warn\"\nbind_address = \"127.0.0.2:1\"");
     let port = |sources: Sources| Config::load(&sources).unwrap().gateway;
     assert_eq!(port(base.clone()).log_level, "warn");
-    let env = environment(base, &[("OPENSHELL_LOG_LEVEL", "error"), ("OPENSHELL_SERVER_PORT", "2")]);
+    let env =
+        environment(base, &[("OPENSHELL_LOG_LEVEL", "error"), ("OPENSHELL_SERVER_PORT", "2")]);
     let gateway = port(env.clone());
-    assert_eq!((gateway.log_level.as_str(), gateway.bind_address), ("error", "127.0.0.2:2".parse().unwrap()));
-    let gateway = port(flags(env, &[("--log-level", "debug"), ("--port", "3"), ("--bind-address", "::1")]));
+    assert_eq!(
+        (gateway.log_level.as_str(), gateway.bind_address),
+        ("error", "127.0.0.2:2".parse().unwrap())
+    );
+    let gateway =
+        port(flags(env, &[("--log-level", "debug"), ("--port", "3"), ("--bind-address", "::1")]));
     assert_eq!(gateway.log_level, "debug");
     assert_eq!(gateway.bind_address, (Ipv6Addr::LOCALHOST, 3).into());
 }
@@ -104,7 +116,10 @@ fn ports_outside_the_file_stand_on_the_main_address() {
 #[test]
 fn faults_outside_the_file_name_their_place() {
     let sources = environment(
-        flags(Sources::default(), &[("--port", "70000"), ("--drivers", "vm,process"), ("--nonsense", "1")]),
+        flags(
+            Sources::default(),
+            &[("--port", "70000"), ("--drivers", "vm,process"), ("--nonsense", "1")],
+        ),
         &[
             ("OPENSHELL_DISABLE_TLS", "maybe"),
             ("OPENSHELL_OIDC_ISSUER", "https://id.example"),

@@ -23,7 +23,10 @@ async fn ready_follows_the_database_and_the_drain() {
     let plane = health_plane(readiness.clone());
 
     let (status, body) = get(&plane, Method::GET, "/readyz").await;
-    assert_eq!((status, &body["checks"]["database"]["status"]), (StatusCode::SERVICE_UNAVAILABLE, &"unknown".into()));
+    assert_eq!(
+        (status, &body["checks"]["database"]["status"]),
+        (StatusCode::SERVICE_UNAVAILABLE, &"unknown".into())
+    );
     readiness.probe(&store).await;
     let (status, body) = get(&plane, Method::GET, "/readyz").await;
     assert_eq!((status, &body["status"]), (StatusCode::OK, &"ready".into()));
@@ -32,7 +35,10 @@ async fn ready_follows_the_database_and_the_drain() {
     std::fs::remove_file(&path).unwrap();
     readiness.probe(&store).await;
     let (status, body) = get(&plane, Method::GET, "/readyz").await;
-    assert_eq!((status, &body["checks"]["database"]["status"]), (StatusCode::SERVICE_UNAVAILABLE, &"unhealthy".into()));
+    assert_eq!(
+        (status, &body["checks"]["database"]["status"]),
+        (StatusCode::SERVICE_UNAVAILABLE, &"unhealthy".into())
+    );
     assert!(body["checks"]["database"]["error"].as_str().unwrap().contains("removed"), "{body}");
     assert!(!readiness.is_ready());
     // Being alive does not depend on it.

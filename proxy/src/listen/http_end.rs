@@ -89,9 +89,10 @@ impl ServeHttp {
                 phase = drain.beyond(seen) => seen = phase,
             }
             match seen {
-                Phase::Closing => return Ok(()),
+                Phase::Open | Phase::Draining => {}
                 // GOAWAY, or the end after the response in progress.
-                _ => served.as_mut().graceful_shutdown(),
+                Phase::Leaving => served.as_mut().graceful_shutdown(),
+                Phase::Closing => return Ok(()),
             }
         }
     }

@@ -81,12 +81,13 @@ impl Material {
             key: self.key.clone(),
             source,
         };
-        let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(pair)?
-            .with_client_cert_verifier(self.verifier()?)
-            .with_single_cert(chain, key)
-            .map_err(pair)?;
+        let mut config =
+            ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+                .with_safe_default_protocol_versions()
+                .map_err(pair)?
+                .with_client_cert_verifier(self.verifier()?)
+                .with_single_cert(chain, key)
+                .map_err(pair)?;
         config.alpn_protocols = PROTOCOLS.iter().map(|name| name.to_vec()).collect();
         Ok(Arc::new(config))
     }
@@ -107,10 +108,11 @@ impl Material {
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let fault =
-        |source| TlsError::File { path: path.to_owned(), wanted: "certificate", source };
-    let all: Vec<_> =
-        CertificateDer::pem_file_iter(path).map_err(fault)?.collect::<Result<_, _>>().map_err(fault)?;
+    let fault = |source| TlsError::File { path: path.to_owned(), wanted: "certificate", source };
+    let all: Vec<_> = CertificateDer::pem_file_iter(path)
+        .map_err(fault)?
+        .collect::<Result<_, _>>()
+        .map_err(fault)?;
     if all.is_empty() {
         return Err(fault(rustls_pki_types::pem::Error::NoItemsFound));
     }

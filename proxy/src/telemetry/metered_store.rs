@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use postern_store::{
-    Kind, ListQuery, NewObject, ObjectStore, Page, Precondition, Remembered, RequestKey, StoreError,
-    StoredObject,
+    Kind, ListQuery, NewObject, ObjectStore, Page, Precondition, Remembered, RequestKey,
+    StoreError, StoredObject,
 };
 use tokio::time::Instant;
 

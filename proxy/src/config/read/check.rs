@@ -26,10 +26,8 @@ fn ports(config: &Config, values: &mut Values) {
             same_ip && address.port() == other.port() && address.port() != 0
         });
         if let Some((other, _)) = clash {
-            let message = format!(
-                "{name} has port {}, as {other} has; give it another port",
-                address.port()
-            );
+            let message =
+                format!("{name} has port {}, as {other} has; give it another port", address.port());
             values.fault_at(&format!("gateway.{name}"), message);
         }
         taken.push((name, address));
@@ -43,7 +41,8 @@ fn tls(config: &Config, values: &mut Values) {
             for key in ["cert_path", "key_path", "client_ca_path", "require_client_auth"] {
                 let path = format!("gateway.tls.{key}");
                 if values.is_given(&path) {
-                    let message = format!("{key} is given and disable_tls is true; remove one of the two");
+                    let message =
+                        format!("{key} is given and disable_tls is true; remove one of the two");
                     values.fault_at(&path, message);
                 }
             }
@@ -67,7 +66,9 @@ fn tls(config: &Config, values: &mut Values) {
                 let message = "client_ca_path goes with cert_path and key_path; without them the gateway has an authority of its own";
                 values.fault_at(ca, message);
             }
-            if matches!(settings, TlsSettings::Files { .. }) && values.is_given("gateway.server_sans") {
+            if matches!(settings, TlsSettings::Files { .. })
+                && values.is_given("gateway.server_sans")
+            {
                 let message = "server_sans go into a certificate that the gateway makes itself; with cert_path, put them into yours and remove this";
                 values.fault_at("gateway.server_sans", message);
             }

@@ -23,13 +23,12 @@ const STACK_KEYS: [&str; 4] = ["connection", "call", "relay", UNSAFE];
 const UNSAFE: &str = "unsafe_allow_missing";
 
 /// Layers that have a name and no values.
-const WITHOUT_VALUES: [(&str, &str); 6] = [
+const WITHOUT_VALUES: [(&str, &str); 5] = [
     ("tls", "its values stand in [openshell.gateway.tls]"),
     ("trace", "it has no values"),
     ("metrics", "it has no values"),
     ("authenticate", "its values stand in [openshell.gateway]"),
     ("authorize", "its rules come with the wire contract"),
-    ("ocsf", "it has no values yet"),
 ];
 
 /// Drivers of OpenShell that this build does not have.
@@ -84,7 +83,8 @@ fn stack(lines: &Lines<'_>, document: &Document<'_>, stack: &mut Stack, values: 
             );
             values.fault(lines.fault(&at, message));
         } else if there && unsafe_ok {
-            let message = format!("{UNSAFE} names \"{name}\", which is there; remove it from {UNSAFE}");
+            let message =
+                format!("{UNSAFE} names \"{name}\", which is there; remove it from {UNSAFE}");
             values.fault(lines.fault(&at, message));
         }
     }
@@ -173,6 +173,7 @@ impl Tables<'_> {
                 "deadline" => self.values_of(name, at, value, &mut layers.deadline),
                 "concurrency_cap" => self.values_of(name, at, value, &mut layers.concurrency_cap),
                 "body_limit" => self.values_of(name, at, value, &mut layers.body_limit),
+                "ocsf" => self.values_of(name, at, value, &mut layers.ocsf),
                 "relay_caps" => self.values_of(name, at, value, &mut layers.relay_caps),
                 "session_wait" => self.values_of(name, at, value, &mut layers.session_wait),
                 other => {
