@@ -2,7 +2,7 @@
 //!
 //! Start: authorization table, keys, store, certificates, listeners, audit, compute driver, lifecycle, planes, upkeep,
 //! and only then the accept loops. Whatever fails stops the start; nothing half started is left behind. The end is in
-//! [`shutdown`](RunningGateway::shutdown).
+//! [`drain`](RunningGateway::drain).
 
 mod audit;
 mod driver;
@@ -129,6 +129,7 @@ pub struct RunningGateway {
     drain: Drain,
     registry: Registry,
     lifecycle: Lifecycle,
+    driver: Arc<dyn ComputeDriver>,
     exec: Exec,
     store: SqliteStore,
     audit: Option<Writer>,
@@ -169,22 +170,32 @@ struct Listeners {
     local: Addresses,
 }
 
-/// Starts a gateway.
-///
-/// # Errors
-/// [`StartError`]; then nothing runs.
-pub async fn start(config: Config) -> Result<RunningGateway, StartError> {
-    start_in(config, Surroundings::default()).await
+/// Starts gateways.
+#[derive(Clone, Copy, Debug)]
+pub struct Gateway;
+
+impl Gateway {
+    /// Starts a gateway.
+    ///
+    /// # Errors
+    /// [`StartError`]; then nothing runs.
+    pub async fn start(config: Config) -> Result<RunningGateway, StartError> {
+        start(config, Surroundings::default()).await
+    }
+
+    /// As [`start`](Self::start), with other surroundings.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn start_in(
+        config: Config,
+        surroundings: Surroundings,
+    ) -> Result<RunningGateway, StartError> {
+        start(config, surroundings).await
+    }
 }
 
-/// As [`start`], with other surroundings.
-///
-/// # Errors
-/// As [`start`].
-pub async fn start_in(
-    config: Config,
-    surroundings: Surroundings,
-) -> Result<RunningGateway, StartError> {
+async fn start(config: Config, surroundings: Surroundings) -> Result<RunningGateway, StartError> {
     let rules = Arc::new(AuthorizationTable::load()?);
     let seed = surroundings.seed.unwrap_or_else(rand::random);
     let clock = surroundings.clock;
@@ -212,7 +223,7 @@ pub async fn start_in(
     let now = clock.clone();
     let lifecycle = Lifecycle::new(lifecycle::Parts {
         store: store.clone(),
-        driver,
+        driver: driver.clone(),
         capabilities,
         sessions: sessions.clone(),
         ender: sessions,
@@ -266,6 +277,7 @@ pub async fn start_in(
         drain,
         registry,
         lifecycle,
+        driver,
         exec,
         store: sqlite,
         audit,
@@ -358,6 +370,12 @@ impl RunningGateway {
         self.upkeep.spawn(async move { listen::serve(listener, plane, drain.watch()).await });
     }
 
+    /// Where it serves calls.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.local.calls
+    }
+
     /// Where it listens.
     #[must_use]
     pub fn addresses(&self) -> Addresses {
@@ -368,13 +386,6 @@ impl RunningGateway {
     #[must_use]
     pub fn endpoint(&self) -> String {
         driver::endpoint(self.local.calls, self.tls.is_some())
-    }
-
-    /// The certificate that clients of this gateway trust and the directory of the local user's certificate, if the
-    /// gateway has an authority of its own.
-    #[must_use]
-    pub fn client_directory(&self) -> Option<PathBuf> {
-        self.tls.as_ref().and_then(TlsMaterial::client_directory)
     }
 
     /// Handles on the layers.

@@ -1,7 +1,8 @@
 //! The end of a gateway: nothing new, then what is live may finish, then everything is closed with a reason.
 
-use std::{future::Future, time::Duration};
+use std::time::Duration;
 
+use postern_driver_core::{DriverError, SandboxRef};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     task::JoinSet,
@@ -24,50 +25,68 @@ pub const CLOSE_GRACE: Duration = Duration::from_secs(2);
 /// How often the number of live relays is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
+/// How long removing the sandboxes of a gateway that keeps nothing may take. Stopping one takes up to the driver's
+/// grace of a few seconds.
+const REMOVE_GRACE: Duration = Duration::from_secs(30);
+
 /// How long the audit log may take to write what it has.
 const AUDIT_GRACE: Duration = Duration::from_secs(2);
 
 impl RunningGateway {
-    /// Serves until SIGTERM or SIGINT, then drains; a second one closes everything at once. SIGHUP reads the TLS
-    /// files again.
-    ///
-    /// # Errors
-    /// Those of installing the signal handlers; the gateway is closed then.
-    pub async fn run_until_signal(self) -> std::io::Result<()> {
-        let mut signals = Signals::install()?;
+    /// Resolves at SIGTERM or SIGINT. Meanwhile certificates are renewed in time, and SIGHUP reads the TLS files
+    /// again.
+    pub async fn signalled(&self) {
+        let Some(mut signals) = Signals::install() else { return std::future::pending().await };
         let clock = WallClock::system();
         let mut renewal = interval(Self::renewal_period());
         renewal.tick().await;
         loop {
             tokio::select! {
-                _ = signals.terminate.recv() => break,
-                _ = signals.interrupt.recv() => break,
+                _ = signals.terminate.recv() => return,
+                _ = signals.interrupt.recv() => return,
                 _ = signals.hangup.recv() => self.reload_tls(&clock),
                 _ = renewal.tick() => self.reload_tls(&clock),
             }
         }
-        tracing::info!(
-            live = self.registry.stats().live,
-            "draining; a second signal closes at once"
-        );
-        self.shutdown_unless(signals.end()).await;
-        Ok(())
+    }
+
+    /// Serves until SIGTERM or SIGINT, then drains; a second one closes everything at once.
+    pub async fn run_until_signalled(self) {
+        self.signalled().await;
+        self.drain().await;
     }
 
     /// Drains and ends the gateway: takes nothing new, lets live relays finish until the drain timeout, closes the
-    /// rest with [`CLOSE_REASON`].
-    pub async fn shutdown(self) {
-        self.shutdown_unless(std::future::pending()).await;
+    /// rest with [`CLOSE_REASON`]. SIGTERM or SIGINT closes at once.
+    pub async fn drain(mut self) {
+        self.end().await;
     }
 
-    /// As [`shutdown`](Self::shutdown); when `hurry` resolves, everything is closed at once.
-    pub async fn shutdown_unless(mut self, hurry: impl Future<Output = ()>) {
+    /// As [`drain`](Self::drain), and then removes every sandbox: for a gateway that keeps nothing.
+    pub async fn drain_and_remove_sandboxes(mut self) {
+        self.end().await;
+        let removed = timeout(REMOVE_GRACE, async {
+            let sandboxes = self.driver.list().await?;
+            for sandbox in sandboxes {
+                self.driver.delete(&SandboxRef::new(sandbox.id, sandbox.name)).await?;
+            }
+            Ok::<_, DriverError>(())
+        });
+        match removed.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "not every sandbox could be removed"),
+            Err(_) => tracing::warn!("not every sandbox was removed within {REMOVE_GRACE:?}"),
+        }
+    }
+
+    async fn end(&mut self) {
         let deadline = Instant::now() + self.settings.drain_timeout;
+        tracing::info!(live = self.registry.stats().live, "draining; a signal closes at once");
         self.drain.start();
         self.registry.drain();
         tokio::select! {
             () = self.wait_for_relays(deadline) => {}
-            () = hurry => tracing::warn!("second signal: closing at once"),
+            () = signal_to_end() => tracing::warn!("signal while draining: closing at once"),
         }
         self.close().await;
     }
@@ -140,19 +159,26 @@ struct Signals {
 }
 
 impl Signals {
-    fn install() -> std::io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hangup: signal(SignalKind::hangup())?,
+    /// `None` when the system has no handlers to give; then signals do what they do without any.
+    fn install() -> Option<Self> {
+        let install = |kind| {
+            signal(kind).map_err(|error| tracing::error!(%error, "signals cannot be handled")).ok()
+        };
+        Some(Self {
+            terminate: install(SignalKind::terminate())?,
+            interrupt: install(SignalKind::interrupt())?,
+            hangup: install(SignalKind::hangup())?,
         })
     }
+}
 
-    /// SIGTERM or SIGINT.
-    async fn end(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
+/// SIGTERM or SIGINT.
+async fn signal_to_end() {
+    match Signals::install() {
+        None => std::future::pending().await,
+        Some(mut signals) => tokio::select! {
+            _ = signals.terminate.recv() => {}
+            _ = signals.interrupt.recv() => {}
+        },
     }
 }

@@ -18,9 +18,6 @@ use crate::{
     listen::tls::{Material, TlsError},
 };
 
-/// The common name of the certificate that the gateway makes for the local user.
-const LOCAL_USER: &str = "local";
-
 /// Makes the state directory, for its owner only.
 pub(super) fn state_dir(path: &Path) -> Result<(), StartError> {
     fs::DirBuilder::new()
@@ -53,7 +50,6 @@ struct Local {
     authority: LocalAuthority,
     names: Vec<String>,
     sandbox: (PathBuf, PathBuf),
-    client_directory: PathBuf,
 }
 
 /// What the transport of a sandbox is made of.
@@ -83,7 +79,6 @@ pub(super) fn tls(
             let authority = LocalAuthority::open_or_create(&settings.state_dir.join("pki"), now)?;
             let names = names(settings.bind_address, &settings.server_sans);
             let server = authority.server(&names, now)?;
-            let user = authority.local_user(LOCAL_USER, now)?;
             let sandbox = authority.sandbox(now)?;
             let material = Material {
                 certificate: server.certificate,
@@ -91,10 +86,8 @@ pub(super) fn tls(
                 client_ca: Some(authority.certificate_path()),
                 require_client_auth: *require_client_auth,
             };
-            let client_directory =
-                user.certificate.parent().map(Path::to_owned).unwrap_or_default();
             let sandbox = (sandbox.certificate, sandbox.key);
-            let local = Local { authority, names, sandbox, client_directory };
+            let local = Local { authority, names, sandbox };
             Ok(Some(TlsMaterial { material, local: Some(local) }))
         }
     }
@@ -121,7 +114,6 @@ impl TlsMaterial {
     /// Makes certificates of the gateway's own anew that are near their end; says whether the listener's was.
     pub(super) fn renew(&self, now: SystemTime) -> Result<bool, StartError> {
         let Some(local) = &self.local else { return Ok(false) };
-        local.authority.local_user(LOCAL_USER, now)?;
         local.authority.sandbox(now)?;
         Ok(local.authority.server(&local.names, now)?.made)
     }
@@ -131,10 +123,6 @@ impl TlsMaterial {
         let local = self.local.as_ref()?;
         let (certificate, key) = local.sandbox.clone();
         Some(GuestTls { ca: local.authority.certificate_path(), certificate, key })
-    }
-
-    pub(super) fn client_directory(&self) -> Option<PathBuf> {
-        self.local.as_ref().map(|local| local.client_directory.clone())
     }
 }
 
