@@ -136,26 +136,18 @@ pub enum CallError {
 impl CallError {
     /// An [`CallError::InvalidArgument`].
     pub fn invalid(field: impl Into<Cow<'static, str>>, description: impl Into<String>) -> Self {
-        Self::InvalidArgument {
-            field: field.into(),
-            description: description.into(),
-        }
+        Self::InvalidArgument { field: field.into(), description: description.into() }
     }
 
     /// A sandbox that does not exist or is not the caller's.
     #[must_use]
     pub fn no_sandbox(name: &str) -> Self {
-        Self::NotFound {
-            what: format!("sandbox {:?}", shorten(name, 64)),
-        }
+        Self::NotFound { what: format!("sandbox {:?}", shorten(name, 64)) }
     }
 
     /// An [`CallError::Internal`].
     pub fn internal(doing: &'static str, source: impl Into<BoxError>) -> Self {
-        Self::Internal {
-            doing,
-            source: source.into(),
-        }
+        Self::Internal { doing, source: source.into() }
     }
 
     /// The gRPC code this becomes.
@@ -202,8 +194,9 @@ impl CallError {
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::ResourceExhausted { retry_after, .. }
-            | Self::Unavailable { retry_after, .. } => *retry_after,
+            Self::ResourceExhausted { retry_after, .. } | Self::Unavailable { retry_after, .. } => {
+                *retry_after
+            }
             _ => None,
         }
     }
@@ -291,10 +284,7 @@ mod tests {
         assert_eq!(status.code(), Code::ResourceExhausted);
         assert!(status.message().contains("relay_caps.pending: 256"));
         let info = status.get_details_error_info().unwrap();
-        assert_eq!(
-            (info.reason.as_str(), info.domain.as_str()),
-            ("LIMIT_REACHED", ERROR_DOMAIN)
-        );
+        assert_eq!((info.reason.as_str(), info.domain.as_str()), ("LIMIT_REACHED", ERROR_DOMAIN));
         assert_eq!(info.metadata["value"], "256");
         let retry = status.get_details_retry_info().unwrap();
         assert_eq!(retry.retry_delay, Some(Duration::from_millis(500)));

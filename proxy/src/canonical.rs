@@ -12,7 +12,8 @@ use sha2::{Digest as _, Sha256};
 use crate::call_error::CallError;
 
 static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
-    DescriptorPool::decode(FILE_DESCRIPTOR_SET).expect("the descriptors were compiled by the build that embedded them")
+    DescriptorPool::decode(FILE_DESCRIPTOR_SET)
+        .expect("the descriptors were compiled by the build that embedded them")
 });
 
 /// SHA-256 over the contents of `message`, which is a `full_name` of the contract. Fields at their default and fields
@@ -21,9 +22,9 @@ static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
 /// # Errors
 /// `INTERNAL` when `full_name` is not the name of the message's type.
 pub fn digest(message: &impl prost::Message, full_name: &str) -> Result<[u8; 32], CallError> {
-    let descriptor = POOL
-        .get_message_by_name(full_name)
-        .ok_or_else(|| CallError::internal("hashing a message", format!("no message {full_name}")))?;
+    let descriptor = POOL.get_message_by_name(full_name).ok_or_else(|| {
+        CallError::internal("hashing a message", format!("no message {full_name}"))
+    })?;
     let message = DynamicMessage::decode(descriptor, message.encode_to_vec().as_slice())
         .map_err(|error| CallError::internal("hashing a message", error))?;
     let mut hash = Sha256::new();
@@ -56,7 +57,9 @@ fn feed_message(hash: &mut Sha256, message: &DynamicMessage) {
 fn feed_value(hash: &mut Sha256, value: &Value) {
     match value {
         Value::Bool(value) => feed(hash, b'b', &[u8::from(*value)]),
-        Value::I32(value) | Value::EnumNumber(value) => feed(hash, b'i', &i64::from(*value).to_be_bytes()),
+        Value::I32(value) | Value::EnumNumber(value) => {
+            feed(hash, b'i', &i64::from(*value).to_be_bytes())
+        }
         Value::I64(value) => feed(hash, b'i', &value.to_be_bytes()),
         Value::U32(value) => feed(hash, b'u', &u64::from(*value).to_be_bytes()),
         Value::U64(value) => feed(hash, b'u', &value.to_be_bytes()),
@@ -72,7 +75,8 @@ fn feed_value(hash: &mut Sha256, value: &Value) {
             }
         }
         Value::Map(entries) => {
-            let mut sorted: Vec<_> = entries.iter().map(|(key, value)| (key_bytes(key), value)).collect();
+            let mut sorted: Vec<_> =
+                entries.iter().map(|(key, value)| (key_bytes(key), value)).collect();
             sorted.sort_by(|one, other| one.0.cmp(&other.0));
             feed(hash, b'p', &(sorted.len() as u64).to_be_bytes());
             for (key, value) in sorted {
@@ -137,7 +141,8 @@ mod tests {
                 read_write: owned(read_write),
                 ..Default::default()
             };
-            digest(&SandboxPolicy { filesystem: Some(filesystem), ..Default::default() }, POLICY).unwrap()
+            digest(&SandboxPolicy { filesystem: Some(filesystem), ..Default::default() }, POLICY)
+                .unwrap()
         };
         assert_ne!(with(&["/a"], &[]), with(&[], &["/a"]));
         assert_ne!(with(&["/a", "/b"], &[]), with(&["/a/b"], &[]));

@@ -222,9 +222,15 @@ impl Lifecycle {
                 let id = own.sandbox_id.clone();
                 match self.by_id(&id).await? {
                     Some(record) if name == id || name == record.name() => Ok(record),
-                    Some(_) => Err(principal.require_sandbox("").err().unwrap_or(CallError::Unauthenticated)),
+                    Some(_) => Err(principal
+                        .require_sandbox("")
+                        .err()
+                        .unwrap_or(CallError::Unauthenticated)),
                     None if name == id => Err(CallError::no_sandbox(name)),
-                    None => Err(principal.require_sandbox("").err().unwrap_or(CallError::Unauthenticated)),
+                    None => Err(principal
+                        .require_sandbox("")
+                        .err()
+                        .unwrap_or(CallError::Unauthenticated)),
                 }
             }
             _ => {
@@ -251,9 +257,13 @@ impl Lifecycle {
     ///
     /// # Errors
     /// `INVALID_ARGUMENT` for a page key of another list, `UNAVAILABLE`.
-    pub async fn list(&self, query: ListQuery) -> Result<(Vec<SandboxRecord>, Option<PageKey>), CallError> {
+    pub async fn list(
+        &self,
+        query: ListQuery,
+    ) -> Result<(Vec<SandboxRecord>, Option<PageKey>), CallError> {
         let page = self.shared.store.list(Kind::Sandbox, query).await?;
-        let records = page.objects.into_iter().map(SandboxRecord::from_stored).collect::<Result<_, _>>()?;
+        let records =
+            page.objects.into_iter().map(SandboxRecord::from_stored).collect::<Result<_, _>>()?;
         Ok((records, page.next))
     }
 
@@ -337,8 +347,9 @@ pub fn one_workspace(scope: Option<&WorkspaceSelector>) -> Result<String, CallEr
         Some(Selection::Workspace(name)) => Err(CallError::NotFound {
             what: format!("workspace {:?}", name.chars().take(64).collect::<String>()),
         }),
-        Some(Selection::AllWorkspaces(_)) => {
-            Err(CallError::invalid("workspace_scope", "names all workspaces; this call needs one, such as \"default\""))
-        }
+        Some(Selection::AllWorkspaces(_)) => Err(CallError::invalid(
+            "workspace_scope",
+            "names all workspaces; this call needs one, such as \"default\"",
+        )),
     }
 }

@@ -7,21 +7,22 @@ use rand::RngExt as _;
 const MAX_WORD: usize = 7;
 
 const FIRST: [&str; 64] = [
-    "able", "amber", "apt", "azure", "bold", "brave", "brief", "bright", "brisk", "calm", "candid", "civil",
-    "clean", "clear", "clever", "cool", "cosy", "crisp", "deft", "eager", "early", "easy", "even", "fair", "fast",
-    "fine", "firm", "fleet", "fond", "frank", "fresh", "gentle", "glad", "golden", "good", "grand", "happy",
-    "hardy", "keen", "kind", "light", "lively", "lucid", "lucky", "mellow", "merry", "mild", "neat", "noble",
-    "plain", "proud", "quick", "quiet", "rapid", "ready", "sharp", "solid", "sunny", "swift", "tidy", "true",
-    "vivid", "warm", "wise",
+    "able", "amber", "apt", "azure", "bold", "brave", "brief", "bright", "brisk", "calm", "candid",
+    "civil", "clean", "clear", "clever", "cool", "cosy", "crisp", "deft", "eager", "early", "easy",
+    "even", "fair", "fast", "fine", "firm", "fleet", "fond", "frank", "fresh", "gentle", "glad",
+    "golden", "good", "grand", "happy", "hardy", "keen", "kind", "light", "lively", "lucid",
+    "lucky", "mellow", "merry", "mild", "neat", "noble", "plain", "proud", "quick", "quiet",
+    "rapid", "ready", "sharp", "solid", "sunny", "swift", "tidy", "true", "vivid", "warm", "wise",
 ];
 
 const SECOND: [&str; 64] = [
-    "badger", "beaver", "bison", "bream", "carp", "cobra", "condor", "coral", "crane", "cricket", "crow", "curlew",
-    "dingo", "dove", "eagle", "egret", "falcon", "ferret", "finch", "fox", "gecko", "gull", "hare", "hawk",
-    "heron", "ibex", "ibis", "jackal", "jay", "kestrel", "kite", "koala", "lark", "lemur", "linnet", "lion",
-    "lynx", "magpie", "marten", "mole", "moth", "newt", "ocelot", "osprey", "otter", "owl", "panda", "pika",
-    "plover", "puffin", "quail", "raven", "robin", "salmon", "seal", "shrew", "stoat", "stork", "swan", "tapir",
-    "tern", "toad", "trout", "wren",
+    "badger", "beaver", "bison", "bream", "carp", "cobra", "condor", "coral", "crane", "cricket",
+    "crow", "curlew", "dingo", "dove", "eagle", "egret", "falcon", "ferret", "finch", "fox",
+    "gecko", "gull", "hare", "hawk", "heron", "ibex", "ibis", "jackal", "jay", "kestrel", "kite",
+    "koala", "lark", "lemur", "linnet", "lion", "lynx", "magpie", "marten", "mole", "moth", "newt",
+    "ocelot", "osprey", "otter", "owl", "panda", "pika", "plover", "puffin", "quail", "raven",
+    "robin", "salmon", "seal", "shrew", "stoat", "stork", "swan", "tapir", "tern", "toad", "trout",
+    "wren",
 ];
 
 const SUFFIX: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";

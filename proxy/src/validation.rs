@@ -57,10 +57,14 @@ type Checked = Result<(), CallError>;
 /// providers, of which it has none.
 pub fn create(request: &CreateSandboxRequest) -> Checked {
     if !request.workload_template.is_empty() {
-        return Err(CallError::Unimplemented { what: "CreateSandboxRequest.workload_template".into() });
+        return Err(CallError::Unimplemented {
+            what: "CreateSandboxRequest.workload_template".into(),
+        });
     }
     if !request.service_exposures.is_empty() {
-        return Err(CallError::Unimplemented { what: "CreateSandboxRequest.service_exposures".into() });
+        return Err(CallError::Unimplemented {
+            what: "CreateSandboxRequest.service_exposures".into(),
+        });
     }
     if !request.name.is_empty() {
         sandbox_name(&request.name)?;
@@ -106,7 +110,10 @@ pub fn request_id(id: &str) -> Checked {
         ));
     }
     if !id.chars().all(|c| c.is_ascii_graphic()) {
-        return Err(CallError::invalid("request_id", "may only have visible ASCII characters; use a UUID"));
+        return Err(CallError::invalid(
+            "request_id",
+            "may only have visible ASCII characters; use a UUID",
+        ));
     }
     Ok(())
 }
@@ -119,7 +126,9 @@ pub fn page_size(wanted: i32) -> Result<u32, CallError> {
     match u32::try_from(wanted) {
         Ok(0) => Ok(DEFAULT_PAGE),
         Ok(wanted) => Ok(wanted.min(MAX_PAGE)),
-        Err(_) => Err(CallError::invalid("page_size", format!("is {wanted}; give 1 to {MAX_PAGE}, or 0"))),
+        Err(_) => {
+            Err(CallError::invalid("page_size", format!("is {wanted}; give 1 to {MAX_PAGE}, or 0")))
+        }
     }
 }
 
@@ -135,15 +144,23 @@ pub fn environment(field: &'static str, variables: &HashMap<String, String>) -> 
         ));
     }
     for (key, value) in variables {
-        let fail = |what: String| Err(CallError::invalid(field, format!("variable {:?} {what}", beginning(key))));
+        let fail = |what: String| {
+            Err(CallError::invalid(field, format!("variable {:?} {what}", beginning(key))))
+        };
         if key.is_empty() || key.contains(['=', '\0']) {
             return fail("is no name of a variable: it is empty or has '=' or NUL".to_owned());
         }
         if key.len() > MAX_ENVIRONMENT_KEY {
-            return fail(format!("has a name of {} bytes, at most {MAX_ENVIRONMENT_KEY} are allowed", key.len()));
+            return fail(format!(
+                "has a name of {} bytes, at most {MAX_ENVIRONMENT_KEY} are allowed",
+                key.len()
+            ));
         }
         if value.len() > MAX_ENVIRONMENT_VALUE {
-            return fail(format!("has a value of {} bytes, at most {MAX_ENVIRONMENT_VALUE} are allowed", value.len()));
+            return fail(format!(
+                "has a value of {} bytes, at most {MAX_ENVIRONMENT_VALUE} are allowed",
+                value.len()
+            ));
         }
         if value.contains('\0') {
             return fail("has a NUL in its value".to_owned());
@@ -229,7 +246,10 @@ fn restart_policy(spec: &SandboxSpec) -> Checked {
                 other.as_str_name()
             ),
         )),
-        Err(_) => Err(CallError::invalid("spec.restart_policy", format!("is {}, which means nothing", spec.restart_policy))),
+        Err(_) => Err(CallError::invalid(
+            "spec.restart_policy",
+            format!("is {}, which means nothing", spec.restart_policy),
+        )),
     }
 }
 
@@ -243,7 +263,10 @@ fn labels(labels: &HashMap<String, String>) -> Checked {
     for (key, value) in labels {
         // The checks trim, as a selector's text may have spaces; a stored label may not.
         if key.trim() != key || value.trim() != value {
-            return Err(CallError::invalid("labels", format!("label {:?} has spaces around it", beginning(key))));
+            return Err(CallError::invalid(
+                "labels",
+                format!("label {:?} has spaces around it", beginning(key)),
+            ));
         }
         label_key(key).map_err(|what| CallError::invalid("labels", what))?;
         label_value(value).map_err(|what| CallError::invalid("labels", what))?;
@@ -260,7 +283,10 @@ fn text(field: &'static str, value: &str, limit: usize) -> Checked {
 
 fn total(field: &'static str, bytes: usize, limit: usize) -> Checked {
     if bytes > limit {
-        return Err(CallError::invalid(field, format!("has {bytes} bytes, at most {limit} are allowed")));
+        return Err(CallError::invalid(
+            field,
+            format!("has {bytes} bytes, at most {limit} are allowed"),
+        ));
     }
     Ok(())
 }
@@ -314,15 +340,31 @@ mod tests {
     #[test]
     fn each_limit_names_its_field() {
         let long = |n: usize| "x".repeat(n);
-        let many = |n: usize| (0..n).map(|n| (format!("K{n}"), String::new())).collect::<HashMap<_, _>>();
+        let many =
+            |n: usize| (0..n).map(|n| (format!("K{n}"), String::new())).collect::<HashMap<_, _>>();
         let spec = SandboxSpec::default;
         let cases = [
             (SandboxSpec { log_level: long(33), ..spec() }, "spec.log_level: has 33 bytes"),
-            (SandboxSpec { environment: many(129), ..spec() }, "spec.environment: has 129 variables"),
-            (SandboxSpec { environment: map(&[("A=B", "")]), ..spec() }, "spec.environment: variable \"A=B\""),
-            (SandboxSpec { environment: map(&[("A", &long(8193))]), ..spec() }, "value of 8193 bytes"),
-            (SandboxSpec { command: vec![long(1); 257], ..spec() }, "spec.command: has 257 arguments"),
-            (SandboxSpec { command: vec![long(262_145)], ..spec() }, "spec.command: has 262145 bytes"),
+            (
+                SandboxSpec { environment: many(129), ..spec() },
+                "spec.environment: has 129 variables",
+            ),
+            (
+                SandboxSpec { environment: map(&[("A=B", "")]), ..spec() },
+                "spec.environment: variable \"A=B\"",
+            ),
+            (
+                SandboxSpec { environment: map(&[("A", &long(8193))]), ..spec() },
+                "value of 8193 bytes",
+            ),
+            (
+                SandboxSpec { command: vec![long(1); 257], ..spec() },
+                "spec.command: has 257 arguments",
+            ),
+            (
+                SandboxSpec { command: vec![long(262_145)], ..spec() },
+                "spec.command: has 262145 bytes",
+            ),
             (SandboxSpec { command: vec!["a\0".into()], ..spec() }, "NUL"),
             (SandboxSpec { providers: vec![long(1); 33], ..spec() }, "spec.providers: names 33"),
             (SandboxSpec { restart_policy: 3, ..spec() }, "SANDBOX_RESTART_POLICY_ALWAYS"),
@@ -338,10 +380,13 @@ mod tests {
     fn parts_of_the_contract_that_are_missing_are_named() {
         let template = CreateSandboxRequest { workload_template: "t".into(), ..Default::default() };
         assert_eq!(create(&template).unwrap_err().code(), tonic::Code::Unimplemented);
-        let exposed =
-            CreateSandboxRequest { service_exposures: vec![Default::default()], ..Default::default() };
+        let exposed = CreateSandboxRequest {
+            service_exposures: vec![Default::default()],
+            ..Default::default()
+        };
         assert!(fault(&exposed).contains("service_exposures"));
-        let provided = with_spec(SandboxSpec { providers: vec!["github".into()], ..Default::default() });
+        let provided =
+            with_spec(SandboxSpec { providers: vec!["github".into()], ..Default::default() });
         let error = create(&provided).unwrap_err();
         assert_eq!(error.code(), tonic::Code::FailedPrecondition);
         assert!(error.to_string().contains("github"));
@@ -349,7 +394,10 @@ mod tests {
 
     #[test]
     fn labels_are_those_that_selectors_can_name() {
-        let with = |pairs| CreateSandboxRequest { labels: map(pairs), ..Default::default() };
+        let with = |pairs: &[(&str, &str)]| CreateSandboxRequest {
+            labels: map(pairs),
+            ..Default::default()
+        };
         assert!(create(&with(&[("team.example/owner", "ada"), ("x", "")])).is_ok());
         for bad in [("a b", "x"), ("a", "x y"), ("", "x"), ("a", " x")] {
             assert!(create(&with(&[bad])).is_err(), "{bad:?}");

@@ -40,20 +40,26 @@ impl From<StoreError> for CallError {
 impl From<DriverError> for CallError {
     fn from(error: DriverError) -> Self {
         match error {
-            DriverError::NotFound { .. } => {
-                Self::FailedPrecondition { reason: "BACKEND_MISSING", description: error.to_string() }
+            DriverError::NotFound { .. } => Self::FailedPrecondition {
+                reason: "BACKEND_MISSING",
+                description: error.to_string(),
+            },
+            DriverError::AlreadyExists { id } => {
+                Self::AlreadyExists { what: format!("sandbox {id} on the runtime") }
             }
-            DriverError::AlreadyExists { id } => Self::AlreadyExists { what: format!("sandbox {id} on the runtime") },
             DriverError::InvalidArgument { field, problem, .. } => Self::invalid(field, problem),
-            DriverError::FailedPrecondition { .. } => {
-                Self::FailedPrecondition { reason: "DRIVER_REFUSED", description: error.to_string() }
-            }
+            DriverError::FailedPrecondition { .. } => Self::FailedPrecondition {
+                reason: "DRIVER_REFUSED",
+                description: error.to_string(),
+            },
             DriverError::Unavailable { .. } => Self::Unavailable {
                 reason: "DRIVER_UNAVAILABLE",
                 description: error.to_string(),
                 retry_after: Some(DRIVER_RETRY),
             },
-            DriverError::Unimplemented { operation } => Self::Unimplemented { what: operation.into() },
+            DriverError::Unimplemented { operation } => {
+                Self::Unimplemented { what: operation.into() }
+            }
             other => Self::internal("asking the compute driver", other),
         }
     }
@@ -78,15 +84,22 @@ mod tests {
     #[test]
     fn driver_refusals_keep_their_code() {
         let id = || "s".to_owned();
-        let precondition =
-            DriverError::FailedPrecondition { id: id(), problem: "no disk".into(), next: "free some" };
+        let precondition = DriverError::FailedPrecondition {
+            id: id(),
+            problem: "no disk".into(),
+            next: "free some",
+        };
         assert_eq!(CallError::from(precondition).code(), tonic::Code::FailedPrecondition);
         assert_eq!(
             CallError::from(DriverError::AlreadyExists { id: id() }).code(),
             tonic::Code::AlreadyExists
         );
-        let away =
-            DriverError::Unavailable { id: id(), problem: "down".into(), next: "retry", source: None };
+        let away = DriverError::Unavailable {
+            id: id(),
+            problem: "down".into(),
+            next: "retry",
+            source: None,
+        };
         let error = CallError::from(away);
         assert_eq!(error.code(), tonic::Code::Unavailable);
         assert!(error.retry_after().is_some());

@@ -4,8 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::{Stream, StreamExt as _};
 use postern_proto::v1::{
-    GetSandboxLogsRequest, GetSandboxLogsResponse, PlatformEvent, PushSandboxLogsRequest, PushSandboxLogsResponse,
-    SandboxLogLine,
+    GetSandboxLogsRequest, GetSandboxLogsResponse, PlatformEvent, PushSandboxLogsRequest,
+    PushSandboxLogsResponse, SandboxLogLine,
 };
 use prost_types::Timestamp;
 use tonic::Status;
@@ -33,20 +33,30 @@ impl Filter {
     ///
     /// # Errors
     /// `INVALID_ARGUMENT` for a source or level that does not exist: a typing mistake must not look like silence.
-    pub fn read(since: Option<Timestamp>, sources: &[String], min_level: &str) -> Result<Self, CallError> {
+    pub fn read(
+        since: Option<Timestamp>,
+        sources: &[String],
+        min_level: &str,
+    ) -> Result<Self, CallError> {
         let since = since
             .map(SystemTime::try_from)
             .transpose()
             .map_err(|error| CallError::invalid("since_time", error.to_string()))?;
         for source in sources {
             if ![SOURCE_GATEWAY, SOURCE_SANDBOX, "all"].contains(&source.as_str()) {
-                return Err(CallError::invalid("sources", "has an unknown source; use \"gateway\" or \"sandbox\""));
+                return Err(CallError::invalid(
+                    "sources",
+                    "has an unknown source; use \"gateway\" or \"sandbox\"",
+                ));
             }
         }
         let min_level = match min_level {
             "" => None,
             text => Some(Level::parse(text).ok_or_else(|| {
-                CallError::invalid("min_level", "is no level; use trace, debug, info, warn or error")
+                CallError::invalid(
+                    "min_level",
+                    "is no level; use trace, debug, info, warn or error",
+                )
             })?),
         };
         let all = sources.iter().any(|source| source == "all");
@@ -114,7 +124,8 @@ pub async fn get(
 ) -> Result<GetSandboxLogsResponse, CallError> {
     principal.require_user()?;
     let filter = Filter::read(request.since_time, &request.sources, &request.min_level)?;
-    let record = lifecycle.resolve(principal, request.workspace_scope.as_ref(), &request.sandbox).await?;
+    let record =
+        lifecycle.resolve(principal, request.workspace_scope.as_ref(), &request.sandbox).await?;
     let tails = lifecycle.feeds().open(record.id()).tails(
         Tail { max: lines(request.lines), wanted: &|line| filter.line(line) },
         Tail { max: 0, wanted: &|_| false },
@@ -150,6 +161,7 @@ fn received(mut line: SandboxLogLine, sandbox_id: &str, now: SystemTime) -> Sand
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lifecycle::testing::{Rig, supervisor, user};
 
     fn line(level: &str, source: &str, ms: i64) -> SandboxLogLine {
         let line = SandboxLogLine {
@@ -193,5 +205,67 @@ mod tests {
         assert!(filter(&["gateway", "all"], "").line(&line("INFO", "sandbox", 1000)));
         assert!(Filter::read(None, &["gatway".to_owned()], "").is_err());
         assert!(Filter::read(None, &[], "loud").is_err());
+    }
+
+    fn batch(sandbox_id: &str, messages: &[&str]) -> Result<PushSandboxLogsRequest, Status> {
+        let line = |message: &&str| SandboxLogLine {
+            message: (*message).to_owned(),
+            ..Default::default()
+        };
+        Ok(PushSandboxLogsRequest {
+            sandbox_id: sandbox_id.into(),
+            logs: messages.iter().map(line).collect(),
+        })
+    }
+
+    async fn made(rig: &Rig) -> String {
+        let request = postern_proto::v1::CreateSandboxRequest::default();
+        let made =
+            crate::handlers::sandboxes::create(&rig.lifecycle, &user(), request).await.unwrap();
+        made.sandbox.unwrap().metadata.unwrap().id
+    }
+
+    async fn messages(rig: &Rig, request: GetSandboxLogsRequest) -> (Vec<String>, u32) {
+        let answer = get(&rig.lifecycle, &user(), request).await.unwrap();
+        (answer.logs.into_iter().map(|line| line.message).collect(), answer.buffer_total)
+    }
+
+    #[tokio::test]
+    async fn every_batch_is_checked_and_what_came_before_is_kept() {
+        let rig = Rig::new().await;
+        let (id, other) = (made(&rig).await, made(&rig).await);
+        let batches = futures_util::stream::iter([
+            batch(&id, &["one", "two"]),
+            batch(&other, &["forged"]),
+            batch(&id, &["three"]),
+        ]);
+        let error = push(&rig.lifecycle, &supervisor(&id), batches).await.unwrap_err();
+        assert_eq!(error.code(), tonic::Code::PermissionDenied);
+        let wanted = |sandbox: &str| GetSandboxLogsRequest {
+            sandbox: sandbox.to_owned(),
+            sources: vec!["sandbox".to_owned()],
+            ..Default::default()
+        };
+        assert_eq!(messages(&rig, wanted(&id)).await.0, ["one", "two"]);
+        assert!(messages(&rig, wanted(&other)).await.0.is_empty());
+        let all = GetSandboxLogsRequest { sandbox: id, lines: 1, ..Default::default() };
+        let (newest, total) = messages(&rig, all).await;
+        assert_eq!(newest, ["two"]);
+        assert!(total > 2);
+    }
+
+    #[tokio::test]
+    async fn a_sandbox_that_is_gone_takes_no_logs() {
+        let rig = Rig::new().await;
+        let id = made(&rig).await;
+        let record = rig.lifecycle.by_id(&id).await.unwrap().unwrap();
+        rig.lifecycle.delete(record, None).await.unwrap();
+        let batches = futures_util::stream::iter([batch(&id, &["late"])]);
+        let error = push(&rig.lifecycle, &supervisor(&id), batches).await.unwrap_err();
+        assert_eq!(error.code(), tonic::Code::NotFound);
+        assert!(rig.lifecycle.feeds().ids().is_empty());
+        let batches = futures_util::stream::iter([batch(&id, &["late"])]);
+        let error = push(&rig.lifecycle, &user(), batches).await.unwrap_err();
+        assert_eq!(error.code(), tonic::Code::PermissionDenied);
     }
 }

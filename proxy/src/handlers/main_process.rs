@@ -37,3 +37,38 @@ pub async fn finalize(
     lifecycle.main_finalized(&sandbox.sandbox_id, &request.instance_id).await?;
     Ok(FinalizeMainProcessExitResponse {})
 }
+
+#[cfg(test)]
+mod tests {
+    use postern_proto::v1::{CreateSandboxRequest, SandboxPhase};
+
+    use super::*;
+    use crate::lifecycle::testing::{Rig, supervisor, user};
+
+    #[tokio::test]
+    async fn only_the_sandbox_itself_reports_its_end() {
+        let rig = Rig::new().await;
+        let request = CreateSandboxRequest::default();
+        let made =
+            crate::handlers::sandboxes::create(&rig.lifecycle, &user(), request).await.unwrap();
+        let id = made.sandbox.unwrap().metadata.unwrap().id;
+        rig.connect(&id, "s1").await;
+        let ended = |exit_code| ReportMainProcessExitRequest {
+            sandbox_id: id.clone(),
+            instance_id: "epoch-1".into(),
+            exit_code,
+        };
+        for caller in [user(), supervisor("another")] {
+            let denied = report(&rig.lifecycle, &caller, ended(0)).await.unwrap_err();
+            assert_eq!(denied.code(), tonic::Code::PermissionDenied);
+        }
+        assert_eq!(rig.phase(&id).await, SandboxPhase::Ready);
+        report(&rig.lifecycle, &supervisor(&id), ended(0)).await.unwrap();
+        assert_eq!(rig.phase(&id).await, SandboxPhase::Completed);
+        let done = FinalizeMainProcessExitRequest {
+            sandbox_id: id.clone(),
+            instance_id: "epoch-1".into(),
+        };
+        finalize(&rig.lifecycle, &supervisor(&id), done).await.unwrap();
+    }
+}

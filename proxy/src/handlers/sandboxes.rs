@@ -3,9 +3,9 @@
 use postern_proto::datamodel::WorkspaceSelector;
 use postern_proto::datamodel::workspace_selector::Selection;
 use postern_proto::v1::{
-    CreateSandboxRequest, DeleteSandboxRequest, DeleteSandboxResponse, DeletionOutcome, GetSandboxRequest,
-    ListSandboxesRequest, ListSandboxesResponse, SandboxResponse, SandboxSpec, StartSandboxRequest,
-    StopSandboxRequest,
+    CreateSandboxRequest, DeleteSandboxRequest, DeleteSandboxResponse, DeletionOutcome,
+    GetSandboxRequest, ListSandboxesRequest, ListSandboxesResponse, SandboxResponse, SandboxSpec,
+    StartSandboxRequest, StopSandboxRequest,
 };
 use postern_store::{LabelSelector, ListQuery, PageKey, RequestKey};
 
@@ -65,7 +65,8 @@ pub async fn get(
     request: GetSandboxRequest,
 ) -> Result<SandboxResponse, CallError> {
     principal.require_user()?;
-    let record = lifecycle.resolve(principal, request.workspace_scope.as_ref(), &request.name).await?;
+    let record =
+        lifecycle.resolve(principal, request.workspace_scope.as_ref(), &request.name).await?;
     Ok(response(record))
 }
 
@@ -109,7 +110,8 @@ pub async fn stop(
         let plain = StopSandboxRequest { request_id: String::new(), ..request.clone() };
         canonical::digest(&plain, "openshell.v1.StopSandboxRequest")
     })?;
-    let record = lifecycle.resolve(principal, request.workspace_scope.as_ref(), &request.name).await?;
+    let record =
+        lifecycle.resolve(principal, request.workspace_scope.as_ref(), &request.name).await?;
     lifecycle.stop(record, repeatable).await.map(response)
 }
 
@@ -129,7 +131,8 @@ pub async fn start(
         let plain = StartSandboxRequest { request_id: String::new(), ..request.clone() };
         canonical::digest(&plain, "openshell.v1.StartSandboxRequest")
     })?;
-    let record = lifecycle.resolve(principal, request.workspace_scope.as_ref(), &request.name).await?;
+    let record =
+        lifecycle.resolve(principal, request.workspace_scope.as_ref(), &request.name).await?;
     lifecycle.start(record, repeatable).await.map(response)
 }
 
@@ -157,7 +160,11 @@ pub async fn delete(
     match lifecycle.resolve(principal, request.workspace_scope.as_ref(), &request.name).await {
         Ok(record) => {
             let deleted = lifecycle.delete(record, repeatable).await?;
-            let outcome = if deleted.finished { DeletionOutcome::Completed } else { DeletionOutcome::Accepted };
+            let outcome = if deleted.finished {
+                DeletionOutcome::Completed
+            } else {
+                DeletionOutcome::Accepted
+            };
             Ok(answer(outcome, deleted.sandbox_id))
         }
         Err(missing @ CallError::NotFound { .. }) => {
@@ -167,7 +174,9 @@ pub async fn delete(
             };
             match earlier {
                 Some(id) => Ok(answer(DeletionOutcome::Completed, id)),
-                None if request.allow_missing => Ok(answer(DeletionOutcome::AlreadyAbsent, String::new())),
+                None if request.allow_missing => {
+                    Ok(answer(DeletionOutcome::AlreadyAbsent, String::new()))
+                }
                 None => Err(missing),
             }
         }
@@ -176,7 +185,10 @@ pub async fn delete(
 }
 
 fn response(record: SandboxRecord) -> SandboxResponse {
-    SandboxResponse { sandbox: Some(record.into_sandbox()), service_urls: std::collections::HashMap::new() }
+    SandboxResponse {
+        sandbox: Some(record.into_sandbox()),
+        service_urls: std::collections::HashMap::new(),
+    }
 }
 
 /// The specification with the defaults of the contract filled in.
@@ -211,7 +223,10 @@ fn repeatable(
     }))
 }
 
-fn listed_workspace(user: &User, scope: Option<&WorkspaceSelector>) -> Result<Option<String>, CallError> {
+fn listed_workspace(
+    user: &User,
+    scope: Option<&WorkspaceSelector>,
+) -> Result<Option<String>, CallError> {
     match scope.and_then(|scope| scope.selection.as_ref()) {
         Some(Selection::AllWorkspaces(_)) if user.is_admin() => Ok(None),
         Some(Selection::AllWorkspaces(_)) => Err(CallError::PermissionDenied {
@@ -220,3 +235,6 @@ fn listed_workspace(user: &User, scope: Option<&WorkspaceSelector>) -> Result<Op
         _ => one_workspace(scope).map(Some),
     }
 }
+
+#[cfg(test)]
+mod tests;

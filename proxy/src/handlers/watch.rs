@@ -46,7 +46,8 @@ pub async fn watch(
     principal.require_user()?;
     let filter = Filter::read(request.since_time, &request.log_sources, &request.log_min_level)?;
     let cursor = Cursor::read(&request.resume_after_cursor)?;
-    let record = lifecycle.resolve(principal, request.workspace_scope.as_ref(), &request.sandbox).await?;
+    let record =
+        lifecycle.resolve(principal, request.workspace_scope.as_ref(), &request.sandbox).await?;
     // Subscribed before the record is read again, so that no change falls in between.
     let feed = lifecycle.feeds().open(record.id());
     let mut watcher = Watcher {
@@ -124,7 +125,10 @@ impl Watcher {
     /// Whether anything may still come that the client wants.
     fn follows(&self) -> bool {
         let request = &self.request;
-        request.follow_status || request.follow_logs || request.follow_events || request.stop_on_terminal
+        request.follow_status
+            || request.follow_logs
+            || request.follow_events
+            || request.stop_on_terminal
     }
 
     /// Decides where in the rings to begin: at the tails that were asked for, or after the cursor.
@@ -134,12 +138,17 @@ impl Watcher {
             Some(cursor) if cursor.epoch == epoch => self.after(cursor),
             Some(_) => Start {
                 tails: self.tails(),
-                warning: Some("the cursor is from another run of the gateway; sending the newest lines".to_owned()),
+                warning: Some(
+                    "the cursor is from another run of the gateway; sending the newest lines"
+                        .to_owned(),
+                ),
             },
             None => Start { tails: self.tails(), warning: None },
         };
-        self.next_log = start.tails.logs.first().map_or(start.tails.next_log, |(number, _)| *number);
-        self.next_event = start.tails.events.first().map_or(start.tails.next_event, |(number, _)| *number);
+        self.next_log =
+            start.tails.logs.first().map_or(start.tails.next_log, |(number, _)| *number);
+        self.next_event =
+            start.tails.events.first().map_or(start.tails.next_event, |(number, _)| *number);
         start
     }
 
@@ -164,8 +173,8 @@ impl Watcher {
         let logs = self.feed.read_logs(cursor.next_log, 0);
         let events = self.feed.read_events(cursor.next_event, 0);
         let missed = logs.missed + events.missed;
-        let warning =
-            (missed > 0).then(|| format!("{missed} lines and events are gone since the cursor was given out"));
+        let warning = (missed > 0)
+            .then(|| format!("{missed} lines and events are gone since the cursor was given out"));
         let tails = Tails { next_log: logs.next, next_event: events.next, ..Tails::default() };
         Start { tails, warning }
     }
@@ -251,7 +260,9 @@ fn lagged(missed: u64, kept: usize) -> Result<(), CallError> {
     Err(CallError::ResourceExhausted {
         cap: "watch.ring".into(),
         value: kept as u64,
-        description: format!("watch stream lagged; dropped {missed} messages; watch again with the last cursor"),
+        description: format!(
+            "watch stream lagged; dropped {missed} messages; watch again with the last cursor"
+        ),
         retry_after: None,
     })
 }

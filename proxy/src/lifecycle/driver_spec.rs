@@ -28,13 +28,18 @@ pub(super) fn driver_sandbox(
     })
 }
 
-fn driver_spec(spec: SandboxSpec, template: driver::DriverSandboxTemplate) -> driver::DriverSandboxSpec {
+fn driver_spec(
+    spec: SandboxSpec,
+    template: driver::DriverSandboxTemplate,
+) -> driver::DriverSandboxSpec {
     driver::DriverSandboxSpec {
         log_level: spec.log_level,
         environment: spec.environment,
         template: Some(template),
-        resource_requirements: spec.resource_requirements.map(|wanted| driver::ResourceRequirements {
-            gpu: wanted.gpu.map(|gpu| driver::GpuResourceRequirements { count: gpu.count }),
+        resource_requirements: spec.resource_requirements.map(|wanted| {
+            driver::ResourceRequirements {
+                gpu: wanted.gpu.map(|gpu| driver::GpuResourceRequirements { count: gpu.count }),
+            }
         }),
         sandbox_token: String::new(),
         command: spec.command,
@@ -49,7 +54,8 @@ fn template(
     let resources = template.resources.as_ref().map(resources).transpose()?;
     let platform_config = platform_config(&template);
     let driver_config = own_config(template.driver_config, &capabilities.driver_name)?;
-    let image = if template.image.is_empty() { capabilities.default_image.clone() } else { template.image };
+    let image =
+        if template.image.is_empty() { capabilities.default_image.clone() } else { template.image };
     Ok(driver::DriverSandboxTemplate {
         image,
         agent_socket_path: template.agent_socket,
@@ -87,7 +93,10 @@ fn resources(raw: &Struct) -> Result<driver::DriverResourceRequirements, CallErr
 
 fn quantity(raw: &Struct, group: &str, name: &str) -> Result<String, CallError> {
     let wrong = |what: &str| {
-        CallError::invalid("spec.template.resources", format!("{what}; write {{\"{group}\": {{\"{name}\": \"1\"}}}}"))
+        CallError::invalid(
+            "spec.template.resources",
+            format!("{what}; write {{\"{group}\": {{\"{name}\": \"1\"}}}}"),
+        )
     };
     let Some(group_value) = raw.fields.get(group) else {
         return Ok(String::new());
@@ -115,7 +124,8 @@ fn platform_config(template: &SandboxTemplate) -> Option<Struct> {
     }
     if !template.annotations.is_empty() {
         let text = |value: &String| Value { kind: Some(Kind::StringValue(value.clone())) };
-        let fields = template.annotations.iter().map(|(key, value)| (key.clone(), text(value))).collect();
+        let fields =
+            template.annotations.iter().map(|(key, value)| (key.clone(), text(value))).collect();
         set("annotations", Kind::StructValue(Struct { fields }));
     }
     if let Some(own_namespace) = template.user_namespaces {
@@ -136,7 +146,9 @@ mod tests {
     }
 
     fn object(fields: &[(&str, Value)]) -> Struct {
-        Struct { fields: fields.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect() }
+        Struct {
+            fields: fields.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect(),
+        }
     }
 
     fn nested(value: Struct) -> Value {

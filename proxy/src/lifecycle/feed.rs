@@ -252,11 +252,7 @@ impl Feed {
 
     /// The newest lines and events that the filters accept, and where both rings end, all at one moment.
     #[must_use]
-    pub fn tails(
-        &self,
-        logs: Tail<'_, SandboxLogLine>,
-        events: Tail<'_, PlatformEvent>,
-    ) -> Tails {
+    pub fn tails(&self, logs: Tail<'_, SandboxLogLine>, events: Tail<'_, PlatformEvent>) -> Tails {
         let rings = self.rings.lock();
         Tails {
             logs: rings.logs.tail(logs.max, logs.wanted),
@@ -282,7 +278,9 @@ impl<T: Clone> Ring<T> {
     fn push(&mut self, bytes: usize, item: T) {
         self.items.push_back((bytes, item));
         self.bytes += bytes;
-        while self.items.len() > self.max_items || (self.bytes > self.max_bytes && self.items.len() > 1) {
+        while self.items.len() > self.max_items
+            || (self.bytes > self.max_bytes && self.items.len() > 1)
+        {
             let Some((bytes, _)) = self.items.pop_front() else { break };
             self.bytes -= bytes;
             self.first += 1;
@@ -296,7 +294,9 @@ impl<T: Clone> Ring<T> {
     fn read(&self, from: u64, max: usize) -> Read<T> {
         let start = from.clamp(self.first, self.end());
         let skip = usize::try_from(start - self.first).unwrap_or(usize::MAX);
-        let items: Vec<_> = (start..).zip(self.items.iter().skip(skip).take(max).map(|(_, item)| item.clone())).collect();
+        let items: Vec<_> = (start..)
+            .zip(self.items.iter().skip(skip).take(max).map(|(_, item)| item.clone()))
+            .collect();
         let next = start + items.len() as u64;
         Read { items, missed: self.first.saturating_sub(from), next }
     }
@@ -351,7 +351,8 @@ fn cut_line(mut line: SandboxLogLine) -> SandboxLogLine {
         fields.len() > MAX_FIELDS || fields.iter().any(|(k, v)| k.len().max(v.len()) > MAX_FIELD)
     };
     if over(&line.fields) {
-        let sorted: BTreeMap<String, String> = std::mem::take(&mut line.fields).into_iter().collect();
+        let sorted: BTreeMap<String, String> =
+            std::mem::take(&mut line.fields).into_iter().collect();
         line.fields = sorted
             .into_iter()
             .take(MAX_FIELDS)

@@ -43,8 +43,11 @@ impl KeyedLocks {
 
     fn place(&self, key: &str) -> (Place, Arc<AsyncMutex<()>>) {
         let lock = Arc::clone(self.table.lock().entry(key.to_owned()).or_default());
-        let place =
-            Place { table: Arc::clone(&self.table), key: key.to_owned(), lock: Some(Arc::clone(&lock)) };
+        let place = Place {
+            table: Arc::clone(&self.table),
+            key: key.to_owned(),
+            lock: Some(Arc::clone(&lock)),
+        };
         (place, lock)
     }
 

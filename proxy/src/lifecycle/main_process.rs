@@ -16,7 +16,12 @@ impl Lifecycle {
     ///
     /// # Errors
     /// `NOT_FOUND` without a record, `UNAVAILABLE` when the store is away: the supervisor tries again.
-    pub async fn main_exited(&self, sandbox_id: &str, instance_id: &str, code: i32) -> Result<(), CallError> {
+    pub async fn main_exited(
+        &self,
+        sandbox_id: &str,
+        instance_id: &str,
+        code: i32,
+    ) -> Result<(), CallError> {
         let event = Event::MainExit { instance_id: instance_id.to_owned(), code };
         match self.fire(sandbox_id, event).await? {
             Outcome::NoRecord => Err(CallError::no_sandbox(sandbox_id)),
@@ -29,7 +34,11 @@ impl Lifecycle {
     ///
     /// # Errors
     /// As [`Lifecycle::main_exited`].
-    pub async fn main_finalized(&self, sandbox_id: &str, instance_id: &str) -> Result<(), CallError> {
+    pub async fn main_finalized(
+        &self,
+        sandbox_id: &str,
+        instance_id: &str,
+    ) -> Result<(), CallError> {
         let event = Event::Finalized { instance_id: instance_id.to_owned() };
         match self.fire(sandbox_id, event).await? {
             Outcome::NoRecord => Err(CallError::no_sandbox(sandbox_id)),
@@ -63,7 +72,11 @@ impl Lifecycle {
                 return Ok(());
             };
             self.shared.ender.end(id, "the main process ended");
-            self.ask_driver("stopping a finished sandbox", self.shared.driver.stop(&record.driver_ref())).await?;
+            self.ask_driver(
+                "stopping a finished sandbox",
+                self.shared.driver.stop(&record.driver_ref()),
+            )
+            .await?;
             Ok::<_, CallError>(())
         };
         if let Err(error) = released.await {

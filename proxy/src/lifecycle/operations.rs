@@ -171,7 +171,11 @@ impl Lifecycle {
     ///
     /// # Errors
     /// `UNAVAILABLE`; `ABORTED` when the id was used for another request.
-    pub async fn remember(&self, repeatable: &Repeatable, id: &str) -> Result<Option<String>, CallError> {
+    pub async fn remember(
+        &self,
+        repeatable: &Repeatable,
+        id: &str,
+    ) -> Result<Option<String>, CallError> {
         let key = repeatable.key.clone();
         let request_id = key.request_id.clone();
         match self.shared.store.remember_request(key, repeatable.fingerprint, id).await? {
@@ -179,7 +183,9 @@ impl Lifecycle {
             Remembered::Same { result_id } => Ok(Some(result_id)),
             Remembered::Different => Err(CallError::Aborted {
                 reason: "REQUEST_ID_REUSED",
-                description: format!("request_id {request_id:?} was used for another request; choose a new one"),
+                description: format!(
+                    "request_id {request_id:?} was used for another request; choose a new one"
+                ),
             }),
         }
     }
@@ -215,10 +221,15 @@ impl Lifecycle {
         }
     }
 
-    pub(super) async fn finish_stop(&self, record: &SandboxRecord) -> Result<SandboxRecord, CallError> {
+    pub(super) async fn finish_stop(
+        &self,
+        record: &SandboxRecord,
+    ) -> Result<SandboxRecord, CallError> {
         let id = record.id();
         self.cut_off(id, "the sandbox is being stopped").await;
-        let answer = self.ask_driver("stopping a sandbox", self.shared.driver.stop(&record.driver_ref())).await;
+        let answer = self
+            .ask_driver("stopping a sandbox", self.shared.driver.stop(&record.driver_ref()))
+            .await;
         let seen = match answer {
             Ok(()) => self.look(record).await?,
             Err(DriverFailure::Refused(DriverError::NotFound { .. })) => Seen::Gone,
@@ -240,7 +251,10 @@ impl Lifecycle {
         Ok(record)
     }
 
-    pub(super) async fn finish_start(&self, record: &SandboxRecord) -> Result<SandboxRecord, CallError> {
+    pub(super) async fn finish_start(
+        &self,
+        record: &SandboxRecord,
+    ) -> Result<SandboxRecord, CallError> {
         let id = record.id();
         if let Err(error) = self.start_on_driver(record).await {
             self.fire(id, Event::StartFailed { message: error.to_string() }).await?;
@@ -275,7 +289,9 @@ impl Lifecycle {
     pub(super) async fn finish_delete(&self, record: &SandboxRecord) -> Result<Deleted, CallError> {
         let id = record.id();
         self.cut_off(id, "the sandbox is being deleted").await;
-        let answer = self.ask_driver("deleting a sandbox", self.shared.driver.delete(&record.driver_ref())).await;
+        let answer = self
+            .ask_driver("deleting a sandbox", self.shared.driver.delete(&record.driver_ref()))
+            .await;
         let seen = match answer {
             Ok(true) => self.look(record).await?,
             Ok(false) => Seen::Gone,
@@ -305,14 +321,22 @@ impl Lifecycle {
     }
 
     /// Applies one event that needs nothing else.
-    pub(super) async fn fire(&self, id: &str, event: Event) -> Result<super::transition::Outcome, CallError> {
+    pub(super) async fn fire(
+        &self,
+        id: &str,
+        event: Event,
+    ) -> Result<super::transition::Outcome, CallError> {
         let guard = self.shared.records.lock(id).await;
         self.transition(&guard, id, |_| event.clone()).await
     }
 
     // === Create ===
 
-    async fn create_new(&self, sandbox: &mut Sandbox, generated: bool) -> Result<SandboxRecord, CallError> {
+    async fn create_new(
+        &self,
+        sandbox: &mut Sandbox,
+        generated: bool,
+    ) -> Result<SandboxRecord, CallError> {
         let version = self.put_new(sandbox, generated).await?;
         let id = id_of(sandbox).to_owned();
         let record = SandboxRecord::written(sandbox.clone(), version);
@@ -417,14 +441,15 @@ impl Lifecycle {
         T: Send + 'static,
         F: Future<Output = Result<T, CallError>> + Send + 'static,
     {
-        let permit = std::sync::Arc::clone(&self.shared.operations).try_acquire_owned().map_err(|_| {
-            CallError::ResourceExhausted {
-                cap: "lifecycle.operations".into(),
-                value: MAX_OPERATIONS as u64,
-                description: "too many sandboxes are being changed at once".to_owned(),
-                retry_after: Some(std::time::Duration::from_secs(1)),
-            }
-        })?;
+        let permit =
+            std::sync::Arc::clone(&self.shared.operations).try_acquire_owned().map_err(|_| {
+                CallError::ResourceExhausted {
+                    cap: "lifecycle.operations".into(),
+                    value: MAX_OPERATIONS as u64,
+                    description: "too many sandboxes are being changed at once".to_owned(),
+                    retry_after: Some(std::time::Duration::from_secs(1)),
+                }
+            })?;
         let running = operation(self.clone());
         let task = tokio::spawn(async move {
             let _permit = permit;
@@ -436,13 +461,21 @@ impl Lifecycle {
     /// The gate of a sandbox. Waits for at most two driver calls: longer queues are not worth standing in.
     pub(super) async fn gate(&self, id: &str) -> Result<KeyedGuard, CallError> {
         let budget = self.shared.config.driver_call * 2;
-        tokio::time::timeout(budget, self.shared.gates.lock(id)).await.map_err(|_| CallError::Aborted {
-            reason: "SANDBOX_BUSY",
-            description: format!("sandbox {id} was busy with another operation for {budget:?}; try again"),
+        tokio::time::timeout(budget, self.shared.gates.lock(id)).await.map_err(|_| {
+            CallError::Aborted {
+                reason: "SANDBOX_BUSY",
+                description: format!(
+                    "sandbox {id} was busy with another operation for {budget:?}; try again"
+                ),
+            }
         })
     }
 
-    async fn remember_maybe(&self, repeatable: Option<&Repeatable>, id: &str) -> Result<Option<String>, CallError> {
+    async fn remember_maybe(
+        &self,
+        repeatable: Option<&Repeatable>,
+        id: &str,
+    ) -> Result<Option<String>, CallError> {
         match repeatable {
             Some(repeatable) => self.remember(repeatable, id).await,
             None => Ok(None),

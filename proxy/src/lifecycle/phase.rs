@@ -236,7 +236,9 @@ pub fn step(before: &State, event: &Event, now: Timestamp) -> Step {
             after.see(seen, *session, now);
             Ok(())
         }
-        Event::RuntimeGone if before.status.phase() == SandboxPhase::Deleting => return Step::Remove,
+        Event::RuntimeGone if before.status.phase() == SandboxPhase::Deleting => {
+            return Step::Remove;
+        }
         Event::RuntimeGone => {
             after.miss(now);
             Ok(())
@@ -294,7 +296,12 @@ impl State {
         if let Some(fingerprint) = fingerprint {
             self.host_key_fingerprint = fingerprint.to_owned();
         }
-        self.enter(SandboxPhase::Ready, reason::SUPERVISOR_CONNECTED, "supervisor session is up", now);
+        self.enter(
+            SandboxPhase::Ready,
+            reason::SUPERVISOR_CONNECTED,
+            "supervisor session is up",
+            now,
+        );
     }
 
     fn disconnect(&mut self, now: Timestamp) {
@@ -316,7 +323,12 @@ impl State {
         }
         match seen {
             RuntimeState::Deleting => {
-                self.enter(P::Deleting, reason::DELETING, "the runtime is deleting the sandbox", now);
+                self.enter(
+                    P::Deleting,
+                    reason::DELETING,
+                    "the runtime is deleting the sandbox",
+                    now,
+                );
             }
             RuntimeState::Stopped if phase == P::Starting => {}
             RuntimeState::Stopped => self.stopped(now),
@@ -338,12 +350,9 @@ impl State {
         match self.status.phase() {
             P::Stopping => {}
             P::Ready if session => {}
-            _ if session => self.enter(
-                P::Ready,
-                reason::SUPERVISOR_CONNECTED,
-                "supervisor session is up",
-                now,
-            ),
+            _ if session => {
+                self.enter(P::Ready, reason::SUPERVISOR_CONNECTED, "supervisor session is up", now)
+            }
             P::Ready => self.disconnect(now),
             phase => {
                 // Starting stays Starting until its session comes; everything else waits as Provisioning.
@@ -372,7 +381,9 @@ impl State {
         let reason = match self.status.phase() {
             P::Error | P::Completed | P::Deleting => return,
             P::Stopping | P::Stopped | P::Starting => reason::COMPUTE_RESOURCE_MISSING,
-            P::Unspecified | P::Provisioning | P::Ready | P::Unknown => reason::BACKEND_RESOURCE_MISSING,
+            P::Unspecified | P::Provisioning | P::Ready | P::Unknown => {
+                reason::BACKEND_RESOURCE_MISSING
+            }
         };
         let message = "the runtime does not know this sandbox; start it again or delete it";
         self.enter(P::Error, reason, message, now);
@@ -444,7 +455,12 @@ impl State {
     }
 
     fn stopped(&mut self, now: Timestamp) {
-        self.enter(SandboxPhase::Stopped, reason::STOPPED, "sandbox is stopped; its files are kept", now);
+        self.enter(
+            SandboxPhase::Stopped,
+            reason::STOPPED,
+            "sandbox is stopped; its files are kept",
+            now,
+        );
     }
 
     /// Says more about a phase without leaving it; nothing in any other phase.
@@ -459,7 +475,14 @@ impl State {
         self.set_condition(READY, phase == SandboxPhase::Ready, reason, message, now);
     }
 
-    fn set_condition(&mut self, kind: &str, holds: bool, reason: &str, message: &str, now: Timestamp) {
+    fn set_condition(
+        &mut self,
+        kind: &str,
+        holds: bool,
+        reason: &str,
+        message: &str,
+        now: Timestamp,
+    ) {
         let status = if holds { "True" } else { "False" };
         let message = &message[..message.floor_char_boundary(MAX_MESSAGE)];
         match self.status.conditions.iter_mut().find(|held| held.r#type == kind) {

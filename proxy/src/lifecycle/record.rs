@@ -124,20 +124,25 @@ impl SandboxRecord {
     #[must_use]
     pub fn why(&self) -> String {
         let conditions = self.sandbox.status.as_ref().map_or(&[][..], |status| &status.conditions);
-        conditions.iter().find(|held| held.r#type == phase::READY).map_or_else(String::new, |held| {
-            if held.message.is_empty() {
-                held.reason.clone()
-            } else {
-                format!("{}: {}", held.reason, held.message)
-            }
-        })
+        conditions.iter().find(|held| held.r#type == phase::READY).map_or_else(
+            String::new,
+            |held| {
+                if held.message.is_empty() {
+                    held.reason.clone()
+                } else {
+                    format!("{}: {}", held.reason, held.message)
+                }
+            },
+        )
     }
 
     /// What a caller gets who needs a Ready sandbox and cannot wait for one.
     #[must_use]
     pub fn not_ready(&self) -> CallError {
         let next = match self.phase() {
-            SandboxPhase::Stopped | SandboxPhase::Completed | SandboxPhase::Error => "; start it first",
+            SandboxPhase::Stopped | SandboxPhase::Completed | SandboxPhase::Error => {
+                "; start it first"
+            }
             SandboxPhase::Stopping => "; wait until it is stopped, then start it",
             SandboxPhase::Deleting => "; create another one",
             _ => "; wait until it is",
@@ -157,7 +162,9 @@ impl SandboxRecord {
     pub(super) fn refusal(&self, refusal: Refusal) -> CallError {
         let (reason, next) = match refusal {
             Refusal::Deleting => ("SANDBOX_DELETING", "is being deleted; create another one"),
-            Refusal::Stopping => ("SANDBOX_STOPPING", "is being stopped; start it once it is stopped"),
+            Refusal::Stopping => {
+                ("SANDBOX_STOPPING", "is being stopped; start it once it is stopped")
+            }
         };
         CallError::FailedPrecondition {
             reason,

@@ -40,7 +40,7 @@ impl Seen {
 
 impl Lifecycle {
     /// One event of the driver's watch stream. Events about unknown sandboxes are ignored.
-    pub(super) async fn observe(&self, event: WatchEvent) {
+    pub(crate) async fn observe(&self, event: WatchEvent) {
         let id = event.sandbox_id().to_owned();
         let seen = match event {
             WatchEvent::Sandbox(sandbox) => Seen::State(condition::derive(sandbox.status.as_ref())),
@@ -92,7 +92,10 @@ impl Lifecycle {
 
     /// What the runtime has of a sandbox now.
     pub(super) async fn look(&self, record: &SandboxRecord) -> Result<Seen, CallError> {
-        match self.ask_driver("reading a sandbox", self.shared.driver.get(&record.driver_ref())).await {
+        match self
+            .ask_driver("reading a sandbox", self.shared.driver.get(&record.driver_ref()))
+            .await
+        {
             Ok(sandbox) => Ok(Seen::State(condition::derive(sandbox.status.as_ref()))),
             Err(DriverFailure::Refused(DriverError::NotFound { .. })) => Ok(Seen::Gone),
             Err(error) => Err(error.into()),
@@ -112,7 +115,11 @@ impl Lifecycle {
         }
     }
 
-    async fn platform_event(&self, id: &str, event: postern_driver_core::compute::DriverPlatformEvent) {
+    async fn platform_event(
+        &self,
+        id: &str,
+        event: postern_driver_core::compute::DriverPlatformEvent,
+    ) {
         match self.by_id(id).await {
             Ok(Some(_)) => {
                 let time = u64::try_from(event.timestamp_ms).map_or_else(

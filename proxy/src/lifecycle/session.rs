@@ -79,7 +79,11 @@ impl Lifecycle {
             self.shared.known.keep(sandbox_id, session.clone());
         }
         if matches!(outcome, Outcome::NoRecord) {
-            tracing::debug!(sandbox_id, session_id = session.session_id, "session is ahead of its record");
+            tracing::debug!(
+                sandbox_id,
+                session_id = session.session_id,
+                "session is ahead of its record"
+            );
         }
         Ok(())
     }

@@ -82,7 +82,9 @@ impl Lifecycle {
         }
         Err(CallError::Aborted {
             reason: "RECORD_BUSY",
-            description: format!("sandbox {id} kept changing during {MAX_ATTEMPTS} attempts; try again"),
+            description: format!(
+                "sandbox {id} kept changing during {MAX_ATTEMPTS} attempts; try again"
+            ),
         })
     }
 
@@ -105,7 +107,13 @@ impl Lifecycle {
         if before.phase() != after.phase() {
             let phase = phase_word(after.phase());
             let why = after.why();
-            tracing::info!(sandbox_id = id, from = phase_word(before.phase()), to = phase, why, "phase changed");
+            tracing::info!(
+                sandbox_id = id,
+                from = phase_word(before.phase()),
+                to = phase,
+                why,
+                "phase changed"
+            );
             metrics::counter!(PHASE_TRANSITIONS, "to" => phase.clone()).increment(1);
             self.note(
                 id,

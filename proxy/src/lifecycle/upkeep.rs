@@ -62,7 +62,8 @@ impl Lifecycle {
         let Ok(records) = self.all_records().await else {
             return;
         };
-        let running = records.into_iter().filter(|record| outlook(record.phase()) != Outlook::NotComing);
+        let running =
+            records.into_iter().filter(|record| outlook(record.phase()) != Outlook::NotComing);
         stream::iter(running)
             .for_each_concurrent(PARALLEL, |record| async move {
                 let which = record.driver_ref();
@@ -115,7 +116,10 @@ impl Lifecycle {
         let records = self.all_records().await?;
         let known: HashSet<String> = records.iter().map(|record| record.id().to_owned()).collect();
         for id in listed.keys().filter(|id| !known.contains(*id)) {
-            tracing::debug!(sandbox_id = id, "the runtime has a sandbox without a record; leaving it alone");
+            tracing::debug!(
+                sandbox_id = id,
+                "the runtime has a sandbox without a record; leaving it alone"
+            );
         }
         stream::iter(records)
             .for_each_concurrent(PARALLEL, |record| {
@@ -148,10 +152,13 @@ impl Lifecycle {
             SandboxPhase::Stopping if *seen != Seen::Gone => Some(Resume::Stop),
             SandboxPhase::Deleting => Some(Resume::Delete),
             SandboxPhase::Starting if stopped => Some(Resume::Start),
-            phase if outlook(phase) != Outlook::NotComing && stopped => (occasion == Occasion::Boot
-                && self.shared.capabilities.gateway_manages_lifecycle)
-                .then_some(Resume::Rerun),
-            _ if is_finished(record) && matches!(seen, Seen::State(RuntimeState::Running)) => Some(Resume::Release),
+            phase if outlook(phase) != Outlook::NotComing && stopped => {
+                (occasion == Occasion::Boot && self.shared.capabilities.gateway_manages_lifecycle)
+                    .then_some(Resume::Rerun)
+            }
+            _ if is_finished(record) && matches!(seen, Seen::State(RuntimeState::Running)) => {
+                Some(Resume::Release)
+            }
             _ => None,
         }
     }
