@@ -8,6 +8,7 @@
 
 // Foundation.
 pub mod config;
+pub mod command;
 pub mod gateway;
 pub mod telemetry;
 pub mod respond;

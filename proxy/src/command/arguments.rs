@@ -118,6 +118,12 @@ pub struct ServerArgs {
 }
 
 impl ServerArgs {
+    /// Only a file; everything else as it stands there.
+    #[must_use]
+    pub fn from_file(config: Option<PathBuf>) -> Self {
+        Self { config, ..Self::default() }
+    }
+
     /// A folder for what the gateway keeps, unless one was named.
     pub fn default_state_dir(&mut self, path: PathBuf) {
         self.state_dir.get_or_insert(path);

@@ -9,7 +9,7 @@ use super::{EXIT_USAGE, chain, failed};
 /// Reads a configuration and tells every fault at once. Nothing is started.
 #[must_use]
 pub fn run(file: Option<PathBuf>) -> ExitCode {
-    match (ServerArgs { config: file, ..ServerArgs::default() }).load() {
+    match ServerArgs::from_file(file).load() {
         Ok(config) => {
             println!(
                 "the configuration is good: serves on {}, state in {}",

@@ -18,9 +18,7 @@ pub async fn run(args: &ServerArgs) -> ExitCode {
         }
         Err(error) => return failed(&chain(&error)),
     };
-    if let Err(error) = telemetry::init(&config.gateway) {
-        return failed(&chain(&error));
-    }
+    telemetry::start_logging(&config.gateway.log_level, config.gateway.log_format);
     match serve(config).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(code) => code,

@@ -14,7 +14,6 @@ use tokio::io::AsyncReadExt as _;
 
 use super::arguments::{LoadError, ServerArgs};
 use super::{EXIT_USAGE, chain, failed};
-use crate::config::Config;
 use crate::gateway::{Gateway, RunningGateway, StartError};
 use crate::telemetry;
 
@@ -51,9 +50,6 @@ pub enum UpError {
     /// The gateway could not be registered.
     #[error("the gateway could not be registered for this user")]
     Registration(#[from] RegistrationError),
-    /// Logging could not be set up.
-    #[error("logging could not be set up")]
-    Telemetry(#[from] telemetry::InitError),
     /// A file of the gateway's.
     #[error("cannot {action} {path}")]
     File {
@@ -123,7 +119,7 @@ impl Up {
             args.server.default_state_dir(own_folder()?);
         }
         let config = args.server.load()?;
-        telemetry::init(&config.gateway)?;
+        telemetry::start_logging(&config.gateway.log_level, config.gateway.log_format);
         let state_dir = config.gateway.state_dir.clone();
         let tls = config.gateway.tls.is_some();
         let gateway = Gateway::start(config).await?;
