@@ -232,7 +232,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             serve(listener, proxy, Identity::new()).await?
         }
         _ => {
-            return Err(format!("no layer of the connection or relay plane is called {name}").into());
+            return Err(
+                format!("no layer of the connection or relay plane is called {name}").into()
+            );
         }
     }
     Ok(())

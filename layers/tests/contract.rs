@@ -163,7 +163,7 @@ impl Audit for InFlight {
         Some(())
     }
 
-    fn ended(&self, (): (), _: ocsf::Outcome, _: i64) -> Option<ocsf::Event> {
+    fn ended(&self, (): (), _: ocsf::Outcome, _: i64) -> Option<ocsf::Draft> {
         self.0.fetch_sub(1, Ordering::SeqCst);
         None
     }
