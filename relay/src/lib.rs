@@ -27,4 +27,6 @@ pub mod registry;
 pub mod session;
 pub mod splice;
 pub mod ssh;
+#[cfg(test)]
+mod testing;
 pub mod transport;

@@ -196,3 +196,135 @@ impl Session {
         self.expires_at() + Duration::from_millis(1)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(15);
+
+    fn established(now: Instant) -> Session {
+        let mut session = Session::new(now, INTERVAL);
+        session.on(now, Event::Accepted).unwrap();
+        session
+    }
+
+    #[test]
+    fn a_heartbeat_is_due_every_interval_and_asked_for_until_sent() {
+        let start = Instant::now();
+        let mut session = established(start);
+        assert_eq!(session.poll(start), Action::WaitUntil(start + INTERVAL));
+        let due = start + INTERVAL;
+        assert_eq!(session.poll(due), Action::SendHeartbeat);
+        assert_eq!(session.poll(due), Action::SendHeartbeat);
+        session.on(due, Event::HeartbeatSent).unwrap();
+        assert_eq!(session.poll(due), Action::WaitUntil(due + INTERVAL));
+    }
+
+    #[test]
+    fn a_peer_expires_past_three_silent_intervals_and_not_before() {
+        let start = Instant::now();
+        let mut session = established(start);
+        let limit = start + INTERVAL * MISSED_LIMIT;
+        session.on(limit, Event::HeartbeatSent).unwrap();
+        assert!(matches!(session.poll(limit), Action::WaitUntil(_)));
+        let past = limit + Duration::from_millis(1);
+        let silent = INTERVAL * MISSED_LIMIT + Duration::from_millis(1);
+        assert_eq!(session.poll(past), Action::Expire { silent });
+    }
+
+    #[test]
+    fn the_wait_ends_at_the_first_expired_instant() {
+        let start = Instant::now();
+        let mut session = established(start);
+        let mut now = start;
+        for _ in 0..100 {
+            match session.poll(now) {
+                Action::SendHeartbeat => {
+                    session.on(now, Event::HeartbeatSent).unwrap();
+                }
+                Action::WaitUntil(at) => {
+                    assert!(at > now, "a wait must move time");
+                    now = at;
+                }
+                Action::Expire { silent } => {
+                    assert_eq!(silent, INTERVAL * MISSED_LIMIT + Duration::from_millis(1));
+                    return;
+                }
+                Action::Finished => panic!("not closed"),
+            }
+        }
+        panic!("never expired");
+    }
+
+    #[test]
+    fn anything_inbound_keeps_the_peer_alive() {
+        let start = Instant::now();
+        let mut session = established(start);
+        let mut now = start;
+        for _ in 0..20 {
+            now += INTERVAL * 2;
+            session.on(now, Event::Inbound).unwrap();
+            session.on(now, Event::HeartbeatSent).unwrap();
+            assert!(matches!(session.poll(now), Action::WaitUntil(_)));
+        }
+        assert_eq!(session.silent_for(now + INTERVAL), INTERVAL);
+    }
+
+    #[test]
+    fn a_peer_that_never_accepts_expires_without_heartbeats() {
+        let start = Instant::now();
+        let session = Session::new(start, INTERVAL);
+        assert!(matches!(session.poll(start + INTERVAL), Action::WaitUntil(_)));
+        assert!(matches!(session.poll(start + INTERVAL * 4), Action::Expire { .. }));
+    }
+
+    #[test]
+    fn transitions_are_those_documented() {
+        use State::*;
+        let now = Instant::now();
+        let table = [
+            (vec![], Event::Accepted, Ok(Established)),
+            (vec![], Event::Superseded, Err(Connecting)),
+            (vec![], Event::Close, Ok(Closing)),
+            (vec![Event::Accepted], Event::Accepted, Err(Established)),
+            (vec![Event::Accepted], Event::Superseded, Ok(Superseded)),
+            (vec![Event::Accepted], Event::Close, Ok(Closing)),
+            (vec![Event::Accepted, Event::Superseded], Event::Close, Ok(Superseded)),
+            (vec![Event::Accepted, Event::Superseded], Event::StreamEnded, Ok(Closed)),
+            (vec![Event::Accepted, Event::Close], Event::Superseded, Ok(Closing)),
+            (vec![Event::Close], Event::Accepted, Err(Closing)),
+            (vec![Event::StreamEnded], Event::Accepted, Err(Closed)),
+            (vec![Event::StreamEnded], Event::Inbound, Ok(Closed)),
+        ];
+        for (before, event, outcome) in table {
+            let mut session = Session::new(now, INTERVAL);
+            for event in &before {
+                session.on(now, *event).unwrap();
+            }
+            let got = session.on(now, event).map_err(|illegal| illegal.state);
+            assert_eq!(got, outcome, "{before:?} then {event:?}");
+        }
+    }
+
+    #[test]
+    fn winding_down_sends_no_heartbeats_but_is_bounded() {
+        let start = Instant::now();
+        for end in [Event::Close, Event::Superseded] {
+            let mut session = established(start);
+            session.on(start, end).unwrap();
+            assert!(matches!(session.poll(start + INTERVAL * 2), Action::WaitUntil(_)));
+            assert!(matches!(session.poll(start + INTERVAL * 4), Action::Expire { .. }));
+            session.on(start, Event::StreamEnded).unwrap();
+            assert_eq!(session.poll(start + INTERVAL * 4), Action::Finished);
+        }
+    }
+
+    #[test]
+    fn an_interval_of_zero_does_not_spin() {
+        let now = Instant::now();
+        let mut session = Session::new(now, Duration::ZERO);
+        session.on(now, Event::Accepted).unwrap();
+        assert!(matches!(session.poll(now), Action::WaitUntil(at) if at > now));
+    }
+}
