@@ -103,6 +103,9 @@ impl Supervisors {
             instance_id = %peer.instance_id, superseded_older = registration.superseded_older,
             "supervisor session accepted"
         );
+        if registration.superseded_older {
+            metrics::counter!("session_supersedes_total").increment(1);
+        }
         let (end, ended) = oneshot::channel();
         let watch = Watch {
             supervisors: self.clone(),

@@ -114,9 +114,7 @@ impl Watcher {
             if !self.ready.is_empty() {
                 continue;
             }
-            if self.ending || !self.follows() {
-                self.over = true;
-            } else if !self.over && self.changes.changed().await.is_err() {
+            if self.ending || !self.follows() || self.changes.changed().await.is_err() {
                 self.over = true;
             }
         }

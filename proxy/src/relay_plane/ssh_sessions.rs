@@ -188,6 +188,7 @@ impl SshSessions {
         let mut slots = self.live.slots.lock();
         let mine = slots.entry(key.clone()).or_default();
         if mine.len() >= MAX_CONNECTIONS_PER_TOKEN {
+            metrics::counter!("ssh_limit_refusals_total", "limit" => "per_token").increment(1);
             return Err(SshSessionError::TooManyConnections);
         }
         mine.insert(number, Connection::Opening);

@@ -18,6 +18,7 @@ use tower_http::trace::{DefaultOnFailure, DefaultOnResponse, MakeSpan, TraceLaye
 use tracing::{Level, Span};
 
 use crate::authorize::{CONNECT_SSH_PATH, JWKS_PATH, OPENID_PATH};
+use crate::config::SSH_CLASS;
 use crate::relay_plane::{OpenError, OpenedRelay, RelayKind, RelayRequest};
 
 /// The `trace` layer: one span per call, its end told at debug level.
@@ -136,6 +137,12 @@ impl ObserveRelay<RelayRequest, OpenedRelay, OpenError> for RelayObserver {
             RelayEnd::Cancelled => "cancelled",
             _ => "other",
         };
+        if let RelayEnd::Failed(OpenError::Refused(refusal)) = &end
+            && refusal.code() == Code::ResourceExhausted
+            && kind.class() == Some(SSH_CLASS)
+        {
+            metrics::counter!("ssh_limit_refusals_total", "limit" => "relay_caps").increment(1);
+        }
         metrics::counter!("relay_opens_total", "kind" => kind.as_str(), "result" => result).increment(1);
         if result == "ok" {
             metrics::histogram!("relay_open_duration_seconds", "kind" => kind.as_str())
