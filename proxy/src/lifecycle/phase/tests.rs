@@ -53,14 +53,22 @@ fn outcome(phase: SandboxPhase, event: &Event) -> Option<(SandboxPhase, String)>
     }
 }
 
+/// From a phase, by an event, to a phase and a reason; or nothing.
+type Row<'a> = (SandboxPhase, Event, Option<(SandboxPhase, &'a str)>);
+
+fn check(rows: &[Row<'_>]) {
+    for (phase, event, expected) in rows {
+        let expected = expected.map(|(phase, reason)| (phase, reason.to_owned()));
+        assert_eq!(outcome(*phase, event), expected, "{phase:?} {event:?}");
+    }
+}
+
 #[test]
-fn the_table() {
+fn table_sessions() {
     use SandboxPhase as P;
     use reason as r;
-    let message = "no disk".to_owned();
     let connected = up("s", Some("s"));
-    let cases: Vec<(P, Event, Option<(P, &str)>)> = vec![
-        // Sessions.
+    check(&[
         (P::Provisioning, connected.clone(), Some((P::Ready, r::SUPERVISOR_CONNECTED))),
         (P::Unknown, connected.clone(), Some((P::Ready, r::SUPERVISOR_CONNECTED))),
         (P::Unspecified, connected.clone(), Some((P::Ready, r::SUPERVISOR_CONNECTED))),
@@ -79,7 +87,14 @@ fn the_table() {
         (P::Starting, down("s", None), None),
         (P::Error, down("s", None), None),
         (P::Completed, down("s", None), None),
-        // The runtime.
+    ]);
+}
+
+#[test]
+fn table_the_runtime() {
+    use SandboxPhase as P;
+    use reason as r;
+    check(&[
         (
             P::Provisioning,
             seen(RuntimeState::Running, true),
@@ -124,13 +139,28 @@ fn the_table() {
         (P::Error, seen(RuntimeState::Running, true), None),
         (P::Stopped, seen(RuntimeState::Running, true), None),
         (P::Completed, seen(failed("ProcessExited"), false), None),
-        // The runtime lost it.
+    ]);
+}
+
+#[test]
+fn table_lost_by_the_runtime() {
+    use SandboxPhase as P;
+    use reason as r;
+    check(&[
         (P::Ready, Event::RuntimeGone, Some((P::Error, r::BACKEND_RESOURCE_MISSING))),
         (P::Provisioning, Event::RuntimeGone, Some((P::Error, r::BACKEND_RESOURCE_MISSING))),
         (P::Stopped, Event::RuntimeGone, Some((P::Error, r::COMPUTE_RESOURCE_MISSING))),
         (P::Starting, Event::RuntimeGone, Some((P::Error, r::COMPUTE_RESOURCE_MISSING))),
         (P::Completed, Event::RuntimeGone, None),
-        // Users.
+    ]);
+}
+
+#[test]
+fn table_users() {
+    use SandboxPhase as P;
+    use reason as r;
+    let message = "no disk".to_owned();
+    check(&[
         (P::Ready, Event::StopRequested, Some((P::Stopping, r::STOPPING))),
         (P::Provisioning, Event::StopRequested, Some((P::Stopping, r::STOPPING))),
         (P::Error, Event::StopRequested, Some((P::Stopping, r::STOPPING))),
@@ -158,7 +188,14 @@ fn the_table() {
         (P::Ready, Event::StartFailed { message: message.clone() }, None),
         (P::Error, Event::DeleteRequested, Some((P::Deleting, r::DELETING))),
         (P::Deleting, Event::DeleteFailed { message }, Some((P::Deleting, r::DELETE_FAILED))),
-        // The main process.
+    ]);
+}
+
+#[test]
+fn table_the_main_process() {
+    use SandboxPhase as P;
+    use reason as r;
+    check(&[
         (P::Ready, exit("epoch-1", 0), Some((P::Completed, r::MAIN_PROCESS_COMPLETED))),
         (P::Provisioning, exit("epoch-1", 0), Some((P::Completed, r::MAIN_PROCESS_COMPLETED))),
         (P::Ready, exit("epoch-1", 3), Some((P::Error, r::MAIN_PROCESS_FAILED))),
@@ -167,11 +204,7 @@ fn the_table() {
         (P::Stopped, exit("epoch-1", 0), None),
         (P::Deleting, exit("epoch-1", 0), None),
         (P::Completed, exit("epoch-1", 9), None),
-    ];
-    for (phase, event, expected) in cases {
-        let expected = expected.map(|(phase, reason)| (phase, reason.to_owned()));
-        assert_eq!(outcome(phase, &event), expected, "{phase:?} {event:?}");
-    }
+    ]);
 }
 
 #[test]
