@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use nix::unistd::{ForkResult, Pid};
@@ -176,7 +176,7 @@ pub(crate) fn keep_only(fd: OwnedFd, target: RawFd) -> io::Result<OwnedFd> {
     } else {
         // SAFETY: dup3 touches no memory. Whatever was at `target` belonged to code that the
         // caller never returns into.
-        check(unsafe { libc::dup3(fd.as_raw_fd(), target, libc::O_CLOEXEC) })?;
+        check(unsafe { libc::dup3(fd.into_raw_fd(), target, libc::O_CLOEXEC) })?;
         // SAFETY: dup3 just made this descriptor.
         unsafe { OwnedFd::from_raw_fd(target) }
     };

@@ -89,10 +89,12 @@ pub(super) async fn run(spawned: Spawned, controls: Controls) {
         exit = work => exit,
         () = inbox.closed() => None,
     };
-    if let Some(exit) = exit {
-        // Fails when the client left meanwhile.
-        let _ = finish(exit, &write, &session).await;
-    }
+    // Both fail when the client left meanwhile.
+    let _ = match exit {
+        Some(exit) => finish(exit, &write, &session).await,
+        // Without an exit to tell, a close without one says that something broke.
+        None => write.close().await,
+    };
     inbox.close();
 }
 

@@ -121,7 +121,7 @@ impl Inbox {
 
     /// Takes bytes from the client; never waits.
     pub(super) fn push(&self, bytes: &[u8]) {
-        let (added, newly_stalled, stalled) = {
+        {
             let mut state = lock(&self.state);
             if state.discarding || bytes.is_empty() {
                 return;
@@ -129,16 +129,16 @@ impl Inbox {
             state.append(bytes);
             let newly_stalled = !state.stalled && state.queued > HIGH_WATER;
             state.stalled |= newly_stalled;
-            (bytes.len(), newly_stalled, state.stalled)
-        };
-        let trickles = stalled && added <= TRICKLE as usize;
-        self.connection.changed(|account| {
-            account.queued += added;
-            account.stalled_channels += usize::from(newly_stalled);
-            if trickles {
-                account.paused_until = Some(Instant::now() + TRICKLE_PAUSE);
-            }
-        });
+            let trickles = state.stalled && bytes.len() <= TRICKLE as usize;
+            // Under the inbox's lock, so that the reader cannot give back what is not yet counted.
+            self.connection.changed(|account| {
+                account.queued += bytes.len();
+                account.stalled_channels += usize::from(newly_stalled);
+                if trickles {
+                    account.paused_until = Some(Instant::now() + TRICKLE_PAUSE);
+                }
+            });
+        }
         self.arrived.notify_one();
     }
 
@@ -179,7 +179,6 @@ impl Inbox {
                     state.queued -= chunk.len();
                     let released = state.stalled && state.queued <= HIGH_WATER / 2;
                     state.stalled &= !released;
-                    drop(state);
                     self.taken(chunk.len(), released);
                     return Some(chunk.freeze());
                 }
@@ -193,17 +192,15 @@ impl Inbox {
 
     /// Nobody will read any more: drops what is here and what is still to come.
     pub(super) fn discard(&self) {
-        let (dropped, released) = {
-            let mut state = lock(&self.state);
-            state.discarding = true;
-            state.chunks.clear();
-            let released = state.stalled;
-            state.stalled = false;
-            (std::mem::take(&mut state.queued), released)
-        };
+        let mut state = lock(&self.state);
+        state.discarding = true;
+        state.chunks.clear();
+        let released = std::mem::take(&mut state.stalled);
+        let dropped = std::mem::take(&mut state.queued);
         self.taken(dropped, released);
     }
 
+    /// Gives back what was counted; called with the inbox's lock held.
     fn taken(&self, count: usize, released: bool) {
         self.connection.changed(|account| {
             account.queued -= count;
@@ -343,6 +340,28 @@ mod tests {
         slow.next().await;
         assert_eq!(connection.next_window(&slow, TRICKLE), WINDOW);
         assert_eq!(connection.next_window(&quick, WINDOW), WINDOW);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_account_survives_a_reader_that_is_quicker_than_its_writer() {
+        let connection = Connection::default();
+        let inbox = Inbox::new(connection.clone());
+        let reader = tokio::spawn({
+            let inbox = Arc::clone(&inbox);
+            async move {
+                let mut count = 0;
+                while let Some(bytes) = inbox.next().await {
+                    count += bytes.len();
+                }
+                count
+            }
+        });
+        for _ in 0..20_000 {
+            inbox.push(&[7; 100]);
+        }
+        inbox.end();
+        assert_eq!(reader.await.unwrap(), 2_000_000);
+        assert_eq!(lock(&connection.0).queued, 0);
     }
 
     #[tokio::test]
