@@ -279,6 +279,11 @@ pub fn step(before: &State, event: &Event, now: Timestamp) -> Step {
     }
 }
 
+/// Whether the runtime gives a reason of its own for not being up.
+fn tells_more(seen: &RuntimeState) -> bool {
+    matches!(seen, RuntimeState::Provisioning { reason, .. } if !reason.is_empty())
+}
+
 // === impl State ===
 
 impl State {
@@ -353,7 +358,7 @@ impl State {
             _ if session => {
                 self.enter(P::Ready, reason::SUPERVISOR_CONNECTED, "supervisor session is up", now)
             }
-            P::Ready => self.disconnect(now),
+            P::Ready if !tells_more(seen) => self.disconnect(now),
             phase => {
                 // Starting stays Starting until its session comes; everything else waits as Provisioning.
                 let next = if phase == P::Starting { P::Starting } else { P::Provisioning };

@@ -117,6 +117,7 @@ fn table_the_runtime() {
             Some((P::Provisioning, r::SUPERVISOR_DISCONNECTED)),
         ),
         (P::Ready, seen(provisioning("Starting"), true), None),
+        (P::Ready, seen(provisioning("Starting"), false), Some((P::Provisioning, "Starting"))),
         (
             P::Starting,
             seen(RuntimeState::Running, false),
