@@ -39,6 +39,8 @@ impl Inside {
     fn serve(&self, mut session: Scripted) {
         let inside = self.clone();
         tokio::spawn(async move {
+            // All of it: a session whose sending half is dropped has ended.
+            let session = &mut session;
             loop {
                 let message = session.from_gateway.message().await;
                 let Ok(Some(message)) = message else { return };

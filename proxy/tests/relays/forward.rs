@@ -145,7 +145,7 @@ async fn a_reset_is_an_error_at_the_other_end_and_never_an_end_of_file() {
 async fn the_connection_of_a_supervisor_that_is_lost_is_an_error_at_the_user() {
     let mut setup = Setup::new().await;
     let (mut outside, inside) = setup.relay().await;
-    setup.session.connection.close();
+    setup.session.cut();
     assert_eq!(outside.read_to_end().await.1, Code::Unavailable);
     drop(inside);
 }

@@ -15,7 +15,7 @@ use postern::handlers::{Parts, assemble};
 use postern::lifecycle::{self, Lifecycle};
 use postern::relay_plane::seams::{Leftovers, Minter, Sessions};
 use postern::relay_plane::ssh_sessions::SshSessions;
-use postern::relay_plane::{Budgets, RelayPlane};
+use postern::relay_plane::Budgets;
 use postern::stack::{self, CallParts, RelayHandles};
 use postern_driver_fake::FakeDriver;
 use postern_identity::{SandboxTokenIssuer, SigningKey};
@@ -27,9 +27,9 @@ use postern_proto::v1::{
     CreateSandboxRequest, CreateSshSessionRequest, GetSandboxRequest, SandboxPhase, SandboxSpec, ServiceStatus,
 };
 use postern_relay::registry::{self, Registry};
-use postern_relay::transport::{self, Connection, SharedToken, Target};
+use postern_relay::transport::{Connection, SharedToken, Target};
 use postern_store::{ObjectStore, SqliteStore};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::TaskTracker;
 
 /// Longer than anything here takes on a loaded machine; reached only when something hangs.
@@ -61,17 +61,15 @@ impl Default for Options {
 /// The gateway. It ends with the runtime of its test.
 pub struct Gateway {
     pub address: SocketAddr,
-    pub lifecycle: Lifecycle,
     pub registry: Registry,
-    pub plane: RelayPlane,
     pub relay_handles: RelayHandles,
     pub ssh_sessions: SshSessions,
     pub issuer: Arc<SandboxTokenIssuer>,
     /// Audit records in the short form.
     pub audit: Arc<Mutex<Vec<String>>>,
     pub recorder: Recorder,
-    pub drain: Drain,
-    pub driver: FakeDriver,
+    /// Dropping it would drain the gateway.
+    _drain: Drain,
 }
 
 impl Gateway {
@@ -90,11 +88,10 @@ impl Gateway {
             ..registry::Config::default()
         });
         let ssh_sessions = SshSessions::new(Arc::clone(&store), Duration::from_secs(600), clock.clone());
-        let driver = FakeDriver::new();
         let sessions = Arc::new(Sessions(registry.clone()));
         let lifecycle = Lifecycle::new(lifecycle::Parts {
             store,
-            driver: Arc::new(driver.clone()),
+            driver: Arc::new(FakeDriver::new()),
             capabilities: Default::default(),
             sessions: Arc::clone(&sessions) as _,
             ender: sessions,
@@ -109,9 +106,9 @@ impl Gateway {
         let (plane, relay_handles) =
             stack::relay_plane(&options.stack, &options.values, &registry, &recorder, 7);
         let assembled = assemble(Parts {
-            lifecycle: lifecycle.clone(),
+            lifecycle,
             registry: registry.clone(),
-            plane: plane.clone(),
+            plane,
             budgets: Budgets::of(&options.stack, &options.values.session_wait),
             ssh_sessions: ssh_sessions.clone(),
             issuer: Arc::clone(&issuer),
@@ -142,15 +139,24 @@ impl Gateway {
         let address = listener.local_addr().unwrap();
         tokio::spawn(postern::listen::serve(listener, connections, drain.watch()));
         Self {
-            address, lifecycle, registry, plane, relay_handles, ssh_sessions, issuer, audit, recorder, drain, driver,
+            address, registry, relay_handles, ssh_sessions, issuer, audit, recorder, _drain: drain,
         }
     }
 
     /// A connection, with a bearer token or without.
     pub async fn connect(&self, token: Option<&str>) -> Connection {
+        self.connect_cuttable(token).await.0
+    }
+
+    /// The same, and its socket, by which a test can break it.
+    pub async fn connect_cuttable(&self, token: Option<&str>) -> (Connection, std::net::TcpStream) {
         let mut target = Target::new(format!("http://{}", self.address).parse().unwrap());
         target.token = token.map(|token| Arc::new(SharedToken::new(token).unwrap()) as _);
-        transport::connect(&target).await.unwrap()
+        let socket = TcpStream::connect(self.address).await.unwrap().into_std().unwrap();
+        let wire = socket.try_clone().unwrap();
+        let socket = TcpStream::from_std(socket).unwrap();
+        let connection = Connection::handshake(socket, &target.uri, &target).await.unwrap();
+        (connection, wire)
     }
 
     /// The API as the local developer sees it.

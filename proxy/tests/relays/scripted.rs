@@ -22,6 +22,7 @@ use super::gateway::{Gateway, client, soon};
 /// A session, and the connection below it.
 pub struct Scripted {
     pub connection: Connection,
+    wire: std::net::TcpStream,
     pub accepted: SessionAccepted,
     pub to_gateway: mpsc::Sender<SupervisorMessage>,
     pub from_gateway: Streaming<GatewayMessage>,
@@ -47,12 +48,12 @@ pub async fn hello(
 impl Scripted {
     /// Connects as the supervisor of `sandbox_id`, which speaks Postern's extensions.
     pub async fn connect(gateway: &Gateway, sandbox_id: &str) -> Self {
-        let connection = gateway.connect(Some(&gateway.token(sandbox_id))).await;
-        Self::over(connection, sandbox_id).await
+        Self::with_token(gateway, sandbox_id, &gateway.token(sandbox_id)).await
     }
 
-    /// The same over a connection that is there.
-    pub async fn over(connection: Connection, sandbox_id: &str) -> Self {
+    /// The same with this token.
+    pub async fn with_token(gateway: &Gateway, sandbox_id: &str, token: &str) -> Self {
+        let (connection, wire) = gateway.connect_cuttable(Some(token)).await;
         let postern = PosternHello { revision: 1, ssh_host_key_fingerprint: "SHA256:abc".to_owned() };
         let greeting = SupervisorHello {
             sandbox_id: sandbox_id.to_owned(),
@@ -61,7 +62,7 @@ impl Scripted {
             ..SupervisorHello::default()
         };
         let (to_gateway, from_gateway, accepted) = hello(&connection, greeting).await.unwrap();
-        Self { connection, accepted, to_gateway, from_gateway }
+        Self { connection, wire, accepted, to_gateway, from_gateway }
     }
 
     pub async fn send(&self, payload: ToGateway) {
@@ -79,12 +80,20 @@ impl Scripted {
         }
     }
 
-    /// The next wish for a relay.
+    /// The next wish for a relay; ends of earlier ones are passed over.
     pub async fn asked(&mut self) -> RelayOpen {
-        match self.next().await {
-            Ok(FromGateway::RelayOpen(open)) => open,
-            other => panic!("expected RelayOpen, got {other:?}"),
+        loop {
+            match self.next().await {
+                Ok(FromGateway::RelayOpen(open)) => return open,
+                Ok(FromGateway::RelayClose(_)) => {}
+                other => panic!("expected RelayOpen, got {other:?}"),
+            }
         }
+    }
+
+    /// The connection breaks at once, as when the host of the supervisor is gone.
+    pub fn cut(&self) {
+        self.wire.shutdown(std::net::Shutdown::Both).unwrap();
     }
 
     /// Claims a relay.

@@ -42,7 +42,7 @@ async fn a_session_makes_its_sandbox_ready_and_its_end_takes_that_back() {
     assert_eq!(session.accepted.heartbeat_interval.as_ref().map(|interval| interval.seconds), Some(15));
     assert!(session.accepted.postern.as_ref().is_some_and(|postern| postern.reauthenticate));
     gateway.until_phase("one", SandboxPhase::Ready).await;
-    session.connection.close();
+    session.cut();
     gateway.until_phase("one", SandboxPhase::Provisioning).await;
     assert!(gateway.registry.current(&id).is_none());
 }
@@ -87,7 +87,7 @@ async fn a_newer_session_supersedes_and_the_late_end_of_the_older_demotes_nothin
     let newer = Scripted::connect(&gateway, &id).await;
     assert_ne!(older.accepted.session_id, newer.accepted.session_id);
     assert!(end(&mut older).await.is_none(), "the older session ends in good order");
-    older.connection.close();
+    older.cut();
     drop(older);
     let current = || gateway.registry.current(&id).map(|id| id.to_string());
     assert_eq!(current().as_deref(), Some(newer.accepted.session_id.as_str()));
@@ -95,7 +95,7 @@ async fn a_newer_session_supersedes_and_the_late_end_of_the_older_demotes_nothin
     for _ in 0..20 {
         assert_eq!(gateway.phase("one").await, SandboxPhase::Ready);
     }
-    newer.connection.close();
+    newer.cut();
     gateway.until_phase("one", SandboxPhase::Provisioning).await;
 }
 
@@ -204,10 +204,10 @@ async fn a_session_ends_with_its_token_unless_it_shows_a_newer_one() {
     let gateway = Gateway::with(Options { token_ttl: ttl, ..Options::default() }).await;
     let (one, two) = (gateway.sandbox("one").await, gateway.sandbox("two").await);
     let short = Duration::from_secs(2);
-    let connection = gateway.connect(Some(&nearly_over(&gateway, &one, ttl, short))).await;
-    let mut ending = Scripted::over(connection, &one).await;
-    let connection = gateway.connect(Some(&nearly_over(&gateway, &two, ttl, short))).await;
-    let renewing = Scripted::over(connection, &two).await;
+    let token = nearly_over(&gateway, &one, ttl, short);
+    let mut ending = Scripted::with_token(&gateway, &one, &token).await;
+    let token = nearly_over(&gateway, &two, ttl, short);
+    let renewing = Scripted::with_token(&gateway, &two, &token).await;
     let token = gateway.token(&two);
     renewing.send(ToGateway::Reauthenticate(SessionReauthenticate { token })).await;
     let status = end(&mut ending).await.expect("a status");
