@@ -7,6 +7,7 @@
 mod audit;
 mod driver;
 mod end;
+mod ground;
 mod identity;
 #[cfg(test)]
 mod tests;
@@ -14,35 +15,27 @@ mod upkeep;
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 
-use postern_driver_core::{ComputeDriver, DriverError, compute::GetCapabilitiesResponse};
+use postern_driver_core::{ComputeDriver, DriverError};
 use postern_identity::{KeyError, PkiError};
 use postern_layers::ocsf::{Recorder, Writer};
-use postern_proto::{
-    authorization::{AuthorizationTable, LoadError},
-    v1::{ComputeDriverCapabilities, ComputeDriverInfo, ServiceStatus},
-};
-use postern_relay::registry::{self, Registry};
-use postern_store::{ObjectStore, SqliteStore, StoreError};
+use postern_proto::authorization::LoadError;
+use postern_relay::registry::Registry;
+use postern_store::{SqliteStore, StoreError};
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::task::TaskTracker;
 
 pub use self::end::{CLOSE_GRACE, CLOSE_REASON, PENDING_GRACE};
-use self::identity::TlsMaterial;
+use self::{ground::Ground, identity::TlsMaterial};
 use crate::{
-    auth::{clock::WallClock, sandbox_token::SandboxToken, ssh_session::SshSessionToken},
+    auth::clock::WallClock,
     config::{Config, GatewaySettings},
     drain::Drain,
-    handlers::{self, Assembled, exec::Exec, identity_info::GatewayInfo},
+    handlers::{self, Assembled, exec::Exec},
     health::{self, Readiness},
-    lifecycle::{self, Lifecycle},
+    lifecycle::Lifecycle,
     listen::{self, ConnectionHandles, tls::TlsError},
-    relay_plane::{
-        Budgets,
-        seams::{Leftovers, Minter, Sessions},
-        ssh_sessions::SshSessions,
-    },
-    stack::{self, CallHandles, CallParts, RelayEndObserver, RelayHandles},
-    telemetry::{self, MeteredStore},
+    stack::{self, CallHandles, RelayHandles},
+    telemetry,
 };
 
 /// What a gateway takes from its surroundings instead of its configuration.
@@ -196,120 +189,49 @@ impl Gateway {
 }
 
 async fn start(config: Config, surroundings: Surroundings) -> Result<RunningGateway, StartError> {
-    let rules = Arc::new(AuthorizationTable::load()?);
-    let seed = surroundings.seed.unwrap_or_else(rand::random);
-    let clock = surroundings.clock;
-    let settings = config.gateway.clone();
-    identity::state_dir(&settings.state_dir)?;
-    let issuer = Arc::new(identity::issuer(&settings)?);
-    let sqlite = SqliteStore::open(settings.db_url.expose()).await?;
-    let store: Arc<dyn ObjectStore> = Arc::new(MeteredStore::new(Arc::new(sqlite.clone())));
-    let tls = identity::tls(&settings, clock.now())?;
-    let tls_config = tls.as_ref().map(TlsMaterial::load).transpose()?;
-    let listeners = Listeners::bind(&settings)?;
-    let (recorder, audit) = audit::start(&config)?;
-
-    let drain = Drain::new();
-    let on_relay_end = Arc::new(RelayEndObserver);
-    let registry = Registry::new(registry::Config { on_relay_end, ..Default::default() });
-    let ssh_sessions = SshSessions::new(store.clone(), settings.ssh_session_ttl, clock.clone());
+    let (ground, listeners) = Ground::lay(&config, &surroundings).await?;
     let driver = match surroundings.driver {
         Some(driver) => driver,
-        None => driver::process(&config, listeners.local.calls, tls.as_ref(), seed).await?,
+        None => {
+            let tls = ground.tls.as_ref();
+            driver::process(&config, listeners.local.calls, tls, ground.seed).await?
+        }
     };
     let capabilities = driver.capabilities().await?;
-    let compute_driver = describe(&capabilities);
-    let sessions = Arc::new(Sessions(registry.clone()));
-    let now = clock.clone();
-    let lifecycle = Lifecycle::new(lifecycle::Parts {
-        store: store.clone(),
-        driver: driver.clone(),
-        capabilities,
-        sessions: sessions.clone(),
-        ender: sessions,
-        minter: Arc::new(Minter { issuer: issuer.clone(), clock: clock.clone() }),
-        cleanup: Arc::new(Leftovers { ssh_sessions: ssh_sessions.clone() }),
-        now: Arc::new(move || now.now()),
-        seed,
-        config: lifecycle::Config::default(),
-    });
+    let lifecycle = ground.lifecycle(driver.clone(), capabilities);
 
-    let readiness = Readiness::new(drain.watch());
+    let (stack, values) = (&config.stack, &config.layers);
+    let readiness = Readiness::new(ground.drain.watch());
     let (plane, relay) =
-        stack::relay_plane(&config.stack, &config.layers, &registry, &recorder, seed);
-    let tasks = TaskTracker::new();
-    let assembled = handlers::assemble(handlers::Parts {
-        lifecycle: lifecycle.clone(),
-        registry: registry.clone(),
-        plane,
-        budgets: Budgets::of(&config.stack, &config.layers.session_wait),
-        ssh_sessions: ssh_sessions.clone(),
-        issuer: issuer.clone(),
-        clock: clock.clone(),
-        heartbeat: settings.heartbeat_interval,
-        advertised: None,
-        info: GatewayInfo {
-            compute_drivers: vec![compute_driver],
-            status: status(readiness.clone()),
-        },
-        exec_pool: postern_relay::ssh::PoolConfig::default(),
-        tasks: tasks.clone(),
-    });
-    let Assembled { router, exec } = assembled;
-    let parts = CallParts {
-        rules,
-        sandbox_tokens: SandboxToken::new(issuer.verifier(), clock.clone()),
-        ssh_sessions: SshSessionToken::new(ssh_sessions.clone()),
-        client_certificates: settings.users.mtls,
-        local_dev: settings.users.allow_unauthenticated,
-        recorder: recorder.clone(),
-        seed,
-    };
-    let (calls, call) = stack::call_plane(&config.stack, &config.layers, &parts, router);
+        stack::relay_plane(stack, values, &ground.registry, &ground.recorder, ground.seed);
+    let parts = ground.handler_parts(&config, lifecycle.clone(), plane, &readiness);
+    let Assembled { router, exec } = handlers::assemble(parts);
+    let (calls, call) = stack::call_plane(stack, values, &ground.call_parts(&config), router);
+    let tls = ground.tls_config.clone();
     let (connections, connection) =
-        listen::connection_plane(&config.stack, &config.layers, tls_config, calls, drain.watch());
+        listen::connection_plane(stack, values, tls, calls, ground.drain.watch());
 
+    // Before the first call, so that a gateway is ready when it says that it serves.
+    readiness.probe(&*ground.store).await;
     let mut gateway = RunningGateway {
-        settings,
+        settings: config.gateway,
         local: listeners.local,
-        tls,
+        tls: ground.tls,
         handles: Handles { connection, call, relay },
-        drain,
-        registry,
+        drain: ground.drain,
+        registry: ground.registry,
         lifecycle,
         driver,
         exec,
-        store: sqlite,
-        audit,
-        tasks,
+        store: ground.sqlite,
+        audit: ground.audit,
+        tasks: ground.tasks,
         serving: JoinSet::new(),
         upkeep: JoinSet::new(),
     };
-    // Before the first call: a probe that is right at once, so that a gateway is ready when it says that it serves.
-    readiness.probe(&*store).await;
-    gateway.start_upkeep(&store, &ssh_sessions, readiness.clone(), clock);
-    gateway.serve(listeners, connections, readiness, &recorder)?;
+    gateway.start_upkeep(&ground.store, &ground.ssh_sessions, readiness.clone(), ground.clock);
+    gateway.serve(listeners, connections, readiness, &ground.recorder)?;
     Ok(gateway)
-}
-
-/// What `GetGatewayInfo` says of the driver.
-fn describe(capabilities: &GetCapabilitiesResponse) -> ComputeDriverInfo {
-    ComputeDriverInfo {
-        name: capabilities.driver_name.clone(),
-        capabilities: Some(ComputeDriverCapabilities {
-            driver_name: capabilities.driver_name.clone(),
-            driver_version: capabilities.driver_version.clone(),
-            ..Default::default()
-        }),
-    }
-}
-
-/// What `Health` answers.
-fn status(readiness: Readiness) -> Arc<dyn Fn() -> ServiceStatus + Send + Sync> {
-    Arc::new(move || match readiness.is_ready() {
-        true => ServiceStatus::Healthy,
-        false => ServiceStatus::Unhealthy,
-    })
 }
 
 impl Listeners {

@@ -131,7 +131,7 @@ impl RunningGateway {
         // Lifecycle first: nothing may start what is suspended here.
         self.upkeep.shutdown().await;
         self.lifecycle.suspend_all().await;
-        self.store.close().await;
+        let _ = timeout(CLOSE_GRACE, self.store.close()).await;
         if let Some(writer) = self.audit.take() {
             let flushed = tokio::task::spawn_blocking(move || writer.shutdown(AUDIT_GRACE)).await;
             if let Ok(Err(error)) = flushed {
