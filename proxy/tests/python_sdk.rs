@@ -16,8 +16,13 @@ fn the_sdk_works_unchanged() {
         return;
     }
     let gateway = Up::start(&[]);
-    let folder = gateway.scratch("sdk");
-    let venv = folder.join("venv");
+    // Not below /tmp or /var/tmp: a sandbox has its own, and exec_python needs this one's cloudpickle.
+    let folder = tempfile::Builder::new()
+        .prefix("postern-sdk-")
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .tempdir_in("/opt")
+        .expect("a temporary folder");
+    let venv = folder.path().join("venv");
     let run = |command: &mut Command| {
         let output = finish_within(command, std::time::Duration::from_secs(600));
         assert!(output.status.success(), "{command:?}: {}\n{}", shown(&output), gateway.log());

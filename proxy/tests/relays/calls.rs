@@ -8,8 +8,8 @@ use http_body_util::{BodyExt as _, Full};
 use postern::handlers::IMPLEMENTED;
 use postern_proto::authorization::{AuthMode, AuthorizationTable};
 use postern_proto::v1::{
-    CreateSshSessionRequest, GetCurrentUserRequest, GetGatewayInfoRequest, HealthRequest, ListSandboxesRequest,
-    RefreshSandboxTokenRequest,
+    CreateSshSessionRequest, GetCurrentUserRequest, GetGatewayInfoRequest, HealthRequest,
+    ListSandboxesRequest, RefreshSandboxTokenRequest,
 };
 use postern_relay::transport::Connection;
 use tonic::body::Body;
@@ -20,11 +20,12 @@ use super::gateway::{Gateway, Options, client, soon};
 
 /// Calls a method with an empty message, and reads the status that it ends with.
 async fn call(connection: &Connection, path: &str) -> Status {
-    let request = Request::post(format!("{}{}", connection.origin().to_string().trim_end_matches('/'), path))
-        .header(header::CONTENT_TYPE, "application/grpc")
-        .header(header::TE, "trailers")
-        .body(Body::new(Full::new(Bytes::from_static(&[0; 5]))))
-        .unwrap();
+    let request =
+        Request::post(format!("{}{}", connection.origin().to_string().trim_end_matches('/'), path))
+            .header(header::CONTENT_TYPE, "application/grpc")
+            .header(header::TE, "trailers")
+            .body(Body::new(Full::new(Bytes::from_static(&[0; 5]))))
+            .unwrap();
     let response = soon(path, connection.clone().call(request)).await.unwrap();
     assert_eq!(response.status(), StatusCode::OK, "{path}");
     if let Some(status) = Status::from_header_map(response.headers()) {
@@ -56,10 +57,12 @@ async fn every_method_of_the_contract_answers_and_the_missing_ones_name_themselv
         let connection = if rule.mode == AuthMode::Sandbox { &sandbox } else { &user };
         let status = call(connection, path).await;
         let name = path.rsplit('/').next().unwrap();
-        let implemented = IMPLEMENTED.contains(&name) && path.starts_with("/openshell.v1.OpenShell/");
+        let implemented =
+            IMPLEMENTED.contains(&name) && path.starts_with("/openshell.v1.OpenShell/");
         *counts.entry(implemented).or_default() += 1;
         if implemented {
-            let fault = [Code::Unimplemented, Code::Internal, Code::Unknown].contains(&status.code());
+            let fault =
+                [Code::Unimplemented, Code::Internal, Code::Unknown].contains(&status.code());
             assert!(!fault, "{path}: {status}");
         } else {
             assert_eq!(status.code(), Code::Unimplemented, "{path}: {status}");
@@ -103,7 +106,8 @@ async fn a_bad_token_never_falls_back_to_a_weaker_identity() {
         let mut api = client(gateway.connect(Some(&bad)).await);
         let refused = api.list_sandboxes(ListSandboxesRequest::default()).await.unwrap_err();
         assert_eq!(refused.code(), Code::Unauthenticated);
-        let refused = api.refresh_sandbox_token(RefreshSandboxTokenRequest::default()).await.unwrap_err();
+        let refused =
+            api.refresh_sandbox_token(RefreshSandboxTokenRequest::default()).await.unwrap_err();
         assert_eq!(refused.code(), Code::Unauthenticated);
     }
 }
@@ -112,7 +116,8 @@ async fn a_bad_token_never_falls_back_to_a_weaker_identity() {
 async fn users_and_sandboxes_do_not_take_each_others_calls() {
     let gateway = Gateway::start().await;
     let id = gateway.sandbox("one").await;
-    let (user, sandbox) = (gateway.connect(None).await, gateway.connect(Some(&gateway.token(&id))).await);
+    let (user, sandbox) =
+        (gateway.connect(None).await, gateway.connect(Some(&gateway.token(&id))).await);
     let table = AuthorizationTable::load().unwrap();
     for (path, rule) in table.iter() {
         let (connection, kind) = match rule.mode {
@@ -149,7 +154,11 @@ async fn a_fresh_token_is_as_good_as_the_old_one() {
     let gateway = Gateway::start().await;
     let id = gateway.sandbox("one").await;
     let mut api = gateway.supervisor(&id).await;
-    let fresh = api.refresh_sandbox_token(RefreshSandboxTokenRequest::default()).await.unwrap().into_inner();
+    let fresh = api
+        .refresh_sandbox_token(RefreshSandboxTokenRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
     let mut again = client(gateway.connect(Some(&fresh.token)).await);
     assert!(again.refresh_sandbox_token(RefreshSandboxTokenRequest::default()).await.is_ok());
 }
@@ -182,7 +191,10 @@ async fn http_serves_the_public_keys_and_nothing_else() {
     let metadata: serde_json::Value = serde_json::from_slice(&metadata).unwrap();
     let jwks = format!("http://{}/.well-known/jwks.json", gateway.address);
     assert_eq!(metadata["jwks_uri"], jwks.as_str());
-    assert_eq!(http(&gateway, Method::POST, "/.well-known/jwks.json").await.0, StatusCode::METHOD_NOT_ALLOWED);
+    assert_eq!(
+        http(&gateway, Method::POST, "/.well-known/jwks.json").await.0,
+        StatusCode::METHOD_NOT_ALLOWED
+    );
     assert_eq!(http(&gateway, Method::GET, "/connect/ssh").await.0, StatusCode::METHOD_NOT_ALLOWED);
     assert_eq!(http(&gateway, Method::GET, "/admin").await.0, StatusCode::NOT_FOUND);
 }

@@ -91,7 +91,10 @@ async fn ssh_has_a_cap_of_its_own_per_sandbox() {
     for token in &tokens[..2] {
         let (connection, init) = (connection.clone(), ssh_init("one", token));
         let opening = tokio::spawn(async move { forward(&connection, init).await });
-        held.push((session.serve_one().await, soon("the forward", opening).await.unwrap().unwrap()));
+        held.push((
+            session.serve_one().await,
+            soon("the forward", opening).await.unwrap().unwrap(),
+        ));
     }
     let refused = forward(&connection, ssh_init("one", &tokens[2])).await.map(drop).unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted);
@@ -118,9 +121,13 @@ async fn a_token_has_three_connections() {
     let mut held = Vec::new();
     for _ in 0..3 {
         let opening = open_tcp(&connection, "one", &token);
-        held.push((session.serve_one().await, soon("the forward", opening).await.unwrap().unwrap()));
+        held.push((
+            session.serve_one().await,
+            soon("the forward", opening).await.unwrap().unwrap(),
+        ));
     }
-    let refused = forward(&connection, tcp_init("one", &token, "::1", 1)).await.map(drop).unwrap_err();
+    let refused =
+        forward(&connection, tcp_init("one", &token, "::1", 1)).await.map(drop).unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted);
     assert!(refused.message().contains('3'), "{}", refused.message());
     drop(held);
@@ -137,8 +144,11 @@ async fn a_supervisor_that_acknowledges_and_never_opens_is_given_up() {
     let connection = gateway.connect(None).await;
     let opening = open_tcp(&connection, "one", &token);
     let open = session.asked().await;
-    let result =
-        RelayOpenResult { channel_id: open.channel_id.clone(), success: true, ..Default::default() };
+    let result = RelayOpenResult {
+        channel_id: open.channel_id.clone(),
+        success: true,
+        ..Default::default()
+    };
     session.send(ToGateway::RelayOpenResult(result)).await;
     let status = soon("an answer", opening).await.unwrap().map(drop).unwrap_err();
     assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
@@ -162,9 +172,14 @@ async fn no_session_within_the_budget_is_unavailable_and_says_so() {
     gateway.registry.remove_if_current(&id, removed);
     let started = tokio::time::Instant::now();
     let connection = gateway.connect(None).await;
-    let status = forward(&connection, tcp_init("one", &token, "127.0.0.1", 1)).await.map(drop).unwrap_err();
+    let status =
+        forward(&connection, tcp_init("one", &token, "127.0.0.1", 1)).await.map(drop).unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);
-    assert!(status.message().contains("ms") || status.message().contains(" s"), "{}", status.message());
+    assert!(
+        status.message().contains("ms") || status.message().contains(" s"),
+        "{}",
+        status.message()
+    );
     assert!(started.elapsed() >= Duration::from_millis(300));
     drop(session);
 }

@@ -10,7 +10,8 @@ use postern::config::LayerConfigs;
 use postern_proto::v1::exec_sandbox_event::Payload as Event;
 use postern_proto::v1::exec_sandbox_input::Payload as Input;
 use postern_proto::v1::{
-    ExecSandboxEvent, ExecSandboxInput, ExecSandboxRequest, ExecSandboxWindowResize, StopSandboxRequest,
+    ExecSandboxEvent, ExecSandboxInput, ExecSandboxRequest, ExecSandboxWindowResize,
+    StopSandboxRequest,
 };
 use postern_relay::bridge::{Bridge, Joined, relay_init};
 use postern_relay::transport::{Connection, RELAY_STREAM_PATH};
@@ -287,7 +288,10 @@ async fn time_that_runs_out_is_124_and_the_command_is_gone() {
     let mut request = shell("echo before; exec sleep 600");
     request.execution_timeout = Some(prost_types::Duration { seconds: 0, nanos: 500_000_000 });
     let output = exec(&gateway, request).await.unwrap();
-    assert_eq!((output.stdout.as_slice(), output.exits.as_slice()), (b"before\n".as_slice(), [124].as_slice()));
+    assert_eq!(
+        (output.stdout.as_slice(), output.exits.as_slice()),
+        (b"before\n".as_slice(), [124].as_slice())
+    );
     until("the command is gone", async || *inside.running.lock() == 0).await;
 }
 
@@ -325,7 +329,10 @@ async fn an_exec_into_a_sandbox_that_does_not_come_is_unavailable_with_the_budge
     let stop = StopSandboxRequest { name: "one".to_owned(), ..StopSandboxRequest::default() };
     gateway.user().await.stop_sandbox(stop).await.unwrap();
     let started = tokio::time::Instant::now();
-    assert_eq!(exec(&gateway, command(&["true"])).await.unwrap_err().code(), Code::FailedPrecondition);
+    assert_eq!(
+        exec(&gateway, command(&["true"])).await.unwrap_err().code(),
+        Code::FailedPrecondition
+    );
     assert!(started.elapsed() < Duration::from_secs(1), "a stopped sandbox is not waited for");
 }
 
@@ -354,9 +361,12 @@ async fn what_breaks_a_limit_is_told_by_field() {
     workdir.workdir = "a\nb".to_owned();
     let mut stdin = command(&["cat"]);
     stdin.stdin = vec![0; 1024 * 1024 + 1];
-    for (request, field) in
-        [(command(&[]), "command"), (reserved, "environment"), (workdir, "workdir"), (stdin, "stdin")]
-    {
+    for (request, field) in [
+        (command(&[]), "command"),
+        (reserved, "environment"),
+        (workdir, "workdir"),
+        (stdin, "stdin"),
+    ] {
         let refused = exec(&gateway, request).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument);
         assert!(refused.message().starts_with(field), "{}", refused.message());
@@ -375,7 +385,8 @@ async fn interactive(
     let (sender, receiver) = mpsc::channel(8);
     sender.send(ExecSandboxInput { payload: Some(Input::Start(start)) }).await.unwrap();
     let mut api = gateway.user().await;
-    let events = soon("the exec", api.exec_sandbox_interactive(ReceiverStream::new(receiver))).await;
+    let events =
+        soon("the exec", api.exec_sandbox_interactive(ReceiverStream::new(receiver))).await;
     (sender, events.unwrap().into_inner())
 }
 
@@ -392,7 +403,10 @@ async fn interactive_input_is_echoed_and_its_end_is_an_end_of_file() {
     assert!(matches!(first.payload, Some(Event::Stdout(out)) if out.data == "hello"));
     drop(sender);
     let rest = collect(events).await.unwrap();
-    assert_eq!((rest.stdout.as_slice(), rest.exits.as_slice()), (b"after\n".as_slice(), [0].as_slice()));
+    assert_eq!(
+        (rest.stdout.as_slice(), rest.exits.as_slice()),
+        (b"after\n".as_slice(), [0].as_slice())
+    );
 }
 
 #[tokio::test]
@@ -418,7 +432,8 @@ async fn interactive_faults_end_the_call_and_the_command() {
     assert!(refused.message().contains("stdin"), "{}", refused.message());
     until("the command is gone", async || *inside.running.lock() == 0).await;
     let mut api = gateway.user().await;
-    for first in [vec![], vec![input(Input::Stdin("x".into()))], vec![ExecSandboxInput::default()]] {
+    for first in [vec![], vec![input(Input::Stdin("x".into()))], vec![ExecSandboxInput::default()]]
+    {
         let stream = tokio_stream::iter(first);
         let refused = soon("an answer", api.exec_sandbox_interactive(stream)).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument);
@@ -432,7 +447,9 @@ async fn twenty_commands_at_once() {
     let runs: Vec<_> = (0..20)
         .map(|number| {
             let gateway = Arc::clone(&gateway);
-            tokio::spawn(async move { exec(&gateway, shell(&format!("echo {number}; sleep 0.1"))).await })
+            tokio::spawn(async move {
+                exec(&gateway, shell(&format!("echo {number}; sleep 0.1"))).await
+            })
         })
         .collect();
     for (number, run) in runs.into_iter().enumerate() {

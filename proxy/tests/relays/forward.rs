@@ -1,11 +1,11 @@
 //! `ForwardTcp` and `RelayStream`: bytes, ends, faults and rights.
 
 use bytes::Bytes;
-use postern_proto::v1::supervisor_message::Payload as ToGateway;
 use postern_proto::v1::gateway_message::Payload as FromGateway;
+use postern_proto::v1::supervisor_message::Payload as ToGateway;
 use postern_proto::v1::{
-    DeletionOutcome, RelayClose, RelayFrame, RelayOpenResult, RevokeSshSessionRequest, TcpForwardFrame,
-    relay_frame, relay_open, tcp_forward_frame,
+    DeletionOutcome, RelayClose, RelayFrame, RelayOpenResult, RevokeSshSessionRequest,
+    TcpForwardFrame, relay_frame, relay_open, tcp_forward_frame,
 };
 use postern_relay::bridge::first_message;
 use postern_relay::transport::Connection;
@@ -209,7 +209,10 @@ async fn a_forward_needs_a_token_of_its_sandbox() {
         assert_eq!(setup.refused(tcp).await, Code::Unauthenticated, "{token:?}");
     }
     assert_eq!(setup.refused(ssh_init("nobody", &setup.token)).await, Code::NotFound);
-    assert_eq!(setup.refused(tcp_init("one", &setup.token, "10.0.0.1", 80)).await, Code::InvalidArgument);
+    assert_eq!(
+        setup.refused(tcp_init("one", &setup.token, "10.0.0.1", 80)).await,
+        Code::InvalidArgument
+    );
     assert_eq!(setup.refused(tcp_init("one", &setup.token, "::1", 0)).await, Code::InvalidArgument);
     assert_eq!(setup.gateway.ssh_sessions.connections(), 0);
 }
@@ -238,7 +241,9 @@ async fn a_target_is_passed_on_as_it_was_asked_for() {
     let open = setup.session.asked().await;
     assert_eq!(open.service_id, "web");
     match open.target {
-        Some(relay_open::Target::Tcp(tcp)) => assert_eq!((tcp.host.as_str(), tcp.port), ("localhost", 8080)),
+        Some(relay_open::Target::Tcp(tcp)) => {
+            assert_eq!((tcp.host.as_str(), tcp.port), ("localhost", 8080))
+        }
         other => panic!("{other:?}"),
     }
     opening.abort();
@@ -247,7 +252,8 @@ async fn a_target_is_passed_on_as_it_was_asked_for() {
 #[tokio::test]
 async fn the_word_of_the_supervisor_reaches_the_user() {
     let mut setup = Setup::new().await;
-    let (connection, init) = (setup.connection.clone(), tcp_init("one", &setup.token, "127.0.0.1", 9));
+    let (connection, init) =
+        (setup.connection.clone(), tcp_init("one", &setup.token, "127.0.0.1", 9));
     let opening = tokio::spawn(async move { forward(&connection, init).await });
     let open = setup.session.asked().await;
     let refusal = RelayOpenResult {
@@ -286,7 +292,8 @@ async fn only_the_right_sandbox_claims_and_only_once() {
     let open = setup.session.asked().await;
     let stolen = stranger.claim(&open.channel_id).await.map(drop).unwrap_err();
     assert_eq!(stolen.code(), Code::PermissionDenied);
-    let unknown = setup.session.claim("5bd0a5ea-6c5e-4a66-9d1a-000000000000").await.map(drop).unwrap_err();
+    let unknown =
+        setup.session.claim("5bd0a5ea-6c5e-4a66-9d1a-000000000000").await.map(drop).unwrap_err();
     assert_eq!(unknown.code(), Code::NotFound);
     assert_eq!(setup.session.claim("no id").await.map(drop).unwrap_err().code(), Code::NotFound);
     assert_eq!(setup.session.claim("").await.map(drop).unwrap_err().code(), Code::InvalidArgument);

@@ -13,9 +13,9 @@ use postern::drain::Drain;
 use postern::handlers::identity_info::GatewayInfo;
 use postern::handlers::{Parts, assemble};
 use postern::lifecycle::{self, Lifecycle};
+use postern::relay_plane::Budgets;
 use postern::relay_plane::seams::{Leftovers, Minter, Sessions};
 use postern::relay_plane::ssh_sessions::SshSessions;
-use postern::relay_plane::Budgets;
 use postern::stack::{self, CallParts, RelayHandles};
 use postern_driver_fake::FakeDriver;
 use postern_identity::{SandboxTokenIssuer, SigningKey};
@@ -24,7 +24,8 @@ use postern_layers::ocsf::{Record, Recorder, Source};
 use postern_proto::authorization::AuthorizationTable;
 use postern_proto::v1::open_shell_client::OpenShellClient;
 use postern_proto::v1::{
-    CreateSandboxRequest, CreateSshSessionRequest, GetSandboxRequest, SandboxPhase, SandboxSpec, ServiceStatus,
+    CreateSandboxRequest, CreateSshSessionRequest, GetSandboxRequest, SandboxPhase, SandboxSpec,
+    ServiceStatus,
 };
 use postern_relay::registry::{self, Registry};
 use postern_relay::transport::{Connection, SharedToken, Target};
@@ -78,7 +79,8 @@ impl Gateway {
     }
 
     pub async fn with(options: Options) -> Self {
-        let store: Arc<dyn ObjectStore> = Arc::new(SqliteStore::open("sqlite::memory:").await.unwrap());
+        let store: Arc<dyn ObjectStore> =
+            Arc::new(SqliteStore::open("sqlite::memory:").await.unwrap());
         let clock = WallClock::system();
         let key = SigningKey::generate().unwrap();
         let issuer = Arc::new(SandboxTokenIssuer::new(key, "openshell", options.token_ttl));
@@ -87,7 +89,8 @@ impl Gateway {
             on_relay_end: Arc::new(stack::RelayEndObserver),
             ..registry::Config::default()
         });
-        let ssh_sessions = SshSessions::new(Arc::clone(&store), Duration::from_secs(600), clock.clone());
+        let ssh_sessions =
+            SshSessions::new(Arc::clone(&store), Duration::from_secs(600), clock.clone());
         let sessions = Arc::new(Sessions(registry.clone()));
         let lifecycle = Lifecycle::new(lifecycle::Parts {
             store,
@@ -131,15 +134,28 @@ impl Gateway {
             recorder: recorder.clone(),
             seed: 7,
         };
-        let (calls, _) = stack::call_plane(&options.stack, &options.values, &parts, assembled.router);
+        let (calls, _) =
+            stack::call_plane(&options.stack, &options.values, &parts, assembled.router);
         let drain = Drain::new();
-        let (connections, _) =
-            postern::listen::connection_plane(&options.stack, &options.values, None, calls, drain.watch());
+        let (connections, _) = postern::listen::connection_plane(
+            &options.stack,
+            &options.values,
+            None,
+            calls,
+            drain.watch(),
+        );
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(postern::listen::serve(listener, connections, drain.watch()));
         Self {
-            address, registry, relay_handles, ssh_sessions, issuer, audit, recorder, _drain: drain,
+            address,
+            registry,
+            relay_handles,
+            ssh_sessions,
+            issuer,
+            audit,
+            recorder,
+            _drain: drain,
         }
     }
 

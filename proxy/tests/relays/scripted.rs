@@ -6,9 +6,9 @@ use http_body_util::{BodyExt as _, StreamBody};
 use postern_proto::v1::gateway_message::Payload as FromGateway;
 use postern_proto::v1::supervisor_message::Payload as ToGateway;
 use postern_proto::v1::{
-    GatewayMessage, PosternHello, RelayFrame, RelayOpen, SessionAccepted, SshRelayTarget, SupervisorHello,
-    SupervisorMessage, TcpForwardFrame, TcpForwardInit, TcpRelayTarget, relay_frame, tcp_forward_frame,
-    tcp_forward_init,
+    GatewayMessage, PosternHello, RelayFrame, RelayOpen, SessionAccepted, SshRelayTarget,
+    SupervisorHello, SupervisorMessage, TcpForwardFrame, TcpForwardInit, TcpRelayTarget,
+    relay_frame, tcp_forward_frame, tcp_forward_init,
 };
 use postern_relay::body::{BoxError, ByteBody};
 use postern_relay::bridge::{first_message, relay_init};
@@ -36,7 +36,8 @@ pub async fn hello(
     let (to_gateway, messages) = mpsc::channel(64);
     to_gateway.send(message(ToGateway::Hello(hello))).await.unwrap();
     let mut api = client(connection.clone());
-    let response = soon("the session", api.connect_supervisor(ReceiverStream::new(messages))).await?;
+    let response =
+        soon("the session", api.connect_supervisor(ReceiverStream::new(messages))).await?;
     let mut from_gateway = response.into_inner();
     let first = soon("the acceptance", from_gateway.message()).await?.expect("a first message");
     let Some(FromGateway::SessionAccepted(accepted)) = first.payload else {
@@ -54,7 +55,8 @@ impl Scripted {
     /// The same with this token.
     pub async fn with_token(gateway: &Gateway, sandbox_id: &str, token: &str) -> Self {
         let (connection, wire) = gateway.connect_cuttable(Some(token)).await;
-        let postern = PosternHello { revision: 1, ssh_host_key_fingerprint: "SHA256:abc".to_owned() };
+        let postern =
+            PosternHello { revision: 1, ssh_host_key_fingerprint: "SHA256:abc".to_owned() };
         let greeting = SupervisorHello {
             sandbox_id: sandbox_id.to_owned(),
             instance_id: "epoch".to_owned(),
@@ -243,7 +245,10 @@ pub fn ssh_init(sandbox: &str, token: &str) -> TcpForwardInit {
 /// The same for a TCP port.
 pub fn tcp_init(sandbox: &str, token: &str, host: &str, port: u32) -> TcpForwardInit {
     let target = TcpRelayTarget { host: host.to_owned(), port };
-    TcpForwardInit { target: Some(tcp_forward_init::Target::Tcp(target)), ..ssh_init(sandbox, token) }
+    TcpForwardInit {
+        target: Some(tcp_forward_init::Target::Tcp(target)),
+        ..ssh_init(sandbox, token)
+    }
 }
 
 /// Opens `ForwardTcp`. Resolves when the relay is open.

@@ -4,8 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use postern_proto::v1::supervisor_message::Payload as ToGateway;
 use postern_proto::v1::{
-    RefreshSandboxTokenRequest, SandboxPhase, SessionReauthenticate, StopSandboxRequest, SupervisorHeartbeat,
-    SupervisorHello, SupervisorMessage,
+    RefreshSandboxTokenRequest, SandboxPhase, SessionReauthenticate, StopSandboxRequest,
+    SupervisorHeartbeat, SupervisorHello, SupervisorMessage,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -39,7 +39,10 @@ async fn a_session_makes_its_sandbox_ready_and_its_end_takes_that_back() {
     assert_eq!(gateway.phase("one").await, SandboxPhase::Provisioning);
     let session = Scripted::connect(&gateway, &id).await;
     assert_eq!(session.accepted.heartbeat_interval_secs, 15);
-    assert_eq!(session.accepted.heartbeat_interval.as_ref().map(|interval| interval.seconds), Some(15));
+    assert_eq!(
+        session.accepted.heartbeat_interval.as_ref().map(|interval| interval.seconds),
+        Some(15)
+    );
     assert!(session.accepted.postern.as_ref().is_some_and(|postern| postern.reauthenticate));
     gateway.until_phase("one", SandboxPhase::Ready).await;
     session.cut();
@@ -136,7 +139,8 @@ async fn the_supervisor_of_a_deleted_sandbox_is_told_so() {
     let connection = gateway.connect(Some(&old)).await;
     assert_eq!(hello(&connection, greeting("gone")).await.unwrap_err().code(), Code::NotFound);
     let mut api = client(connection);
-    let refused = api.refresh_sandbox_token(RefreshSandboxTokenRequest::default()).await.unwrap_err();
+    let refused =
+        api.refresh_sandbox_token(RefreshSandboxTokenRequest::default()).await.unwrap_err();
     assert_eq!(refused.code(), Code::NotFound);
     // A supervisor that is ahead of its record has a token of this minute.
     let fresh = gateway.connect(Some(&gateway.token("early"))).await;
@@ -250,8 +254,10 @@ async fn stopping_a_sandbox_ends_its_session_and_cuts_its_relays() {
 
 async fn gateway_token_of(gateway: &Gateway) -> String {
     // Stopped: no new session is made.
-    let request =
-        postern_proto::v1::CreateSshSessionRequest { sandbox: "one".to_owned(), ..Default::default() };
+    let request = postern_proto::v1::CreateSshSessionRequest {
+        sandbox: "one".to_owned(),
+        ..Default::default()
+    };
     let refused = gateway.user().await.create_ssh_session(request).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
     "none".to_owned()
@@ -263,7 +269,8 @@ async fn a_supervisor_that_never_says_hello_holds_nothing() {
     let id = gateway.sandbox("one").await;
     let mut api = gateway.supervisor(&id).await;
     let (sender, receiver) = mpsc::channel::<SupervisorMessage>(1);
-    let call = tokio::spawn(async move { api.connect_supervisor(ReceiverStream::new(receiver)).await });
+    let call =
+        tokio::spawn(async move { api.connect_supervisor(ReceiverStream::new(receiver)).await });
     assert!(gateway.registry.current(&id).is_none());
     drop(sender);
     let refused = soon("an answer", call).await.unwrap().unwrap_err();

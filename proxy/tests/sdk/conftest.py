@@ -5,7 +5,6 @@ import os
 
 import pytest
 from openshell import SandboxClient
-from openshell._proto import openshell_pb2
 
 WORKSPACE = "default"
 _numbers = itertools.count()
@@ -32,10 +31,11 @@ def sandbox(client, new_name):
 
 
 @pytest.fixture
-def python_spec():
-    """A sandbox whose `python` finds cloudpickle, as an image for exec_python has it."""
-    return openshell_pb2.SandboxSpec(
-        environment={
-            "PATH": os.environ["SDK_PYTHON_BIN"] + ":/usr/local/bin:/usr/bin:/bin",
-        }
-    )
+def python_sandbox(client, sandbox):
+    """A sandbox whose `python` finds cloudpickle, as an image for exec_python has it.
+
+    Commands run in a login shell, and /etc/profile sets PATH anew; ~/.profile is read after it.
+    """
+    script = f"echo 'PATH={os.environ['SDK_PYTHON_BIN']}:$PATH' > ~/.profile"
+    assert client.exec(sandbox.name, ["sh", "-c", script], workspace=WORKSPACE).exit_code == 0
+    return sandbox

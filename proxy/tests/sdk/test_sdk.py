@@ -100,18 +100,16 @@ def test_exec_of_what_is_not_there_is_127(client, sandbox):
     assert run(client, sandbox, "no-such-program").exit_code == 127
 
 
-def test_exec_python(client, new_name, python_spec):
-    name = new_name()
-    client.create(workspace=WORKSPACE, name=name, spec=python_spec)
-    try:
-        client.wait_ready(name, workspace=WORKSPACE, timeout_seconds=60)
-        factor = 6
-        result = client.exec_python(
-            name, lambda x, plus=0: x * factor + plus, workspace=WORKSPACE, args=(7,), kwargs={"plus": 1}
-        )
-        assert (result.exit_code, result.stdout) == (0, "43\n"), result.stderr
-    finally:
-        client.delete(name, workspace=WORKSPACE)
+def test_exec_python(client, python_sandbox):
+    factor = 6
+    result = client.exec_python(
+        python_sandbox.name,
+        lambda x, plus=0: x * factor + plus,
+        workspace=WORKSPACE,
+        args=(7,),
+        kwargs={"plus": 1},
+    )
+    assert (result.exit_code, result.stdout) == (0, "43\n"), result.stderr
 
 
 def test_exec_stream_arrives_as_it_is_written(client, sandbox):

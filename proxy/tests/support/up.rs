@@ -1,6 +1,6 @@
 //! A real gateway for tests: `postern up` as its own process, with everything it embeds.
 
-#![allow(dead_code, reason = "each test program uses its own part")]
+#![allow(dead_code, unreachable_pub, reason = "each test program uses its own part")]
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
