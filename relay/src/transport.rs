@@ -40,7 +40,9 @@ pub const FORWARD_TCP_PATH: &str = "/openshell.v1.OpenShell/ForwardTcp";
 pub struct H2Settings {
     /// Bytes a stream may have in flight towards us. 2 MiB fills 1 Gbit/s at 16 ms.
     pub stream_window: u32,
-    /// Bytes all streams together may have in flight towards us.
+    /// Bytes all streams together may have in flight towards us. Many times the stream window: the
+    /// unread bytes of stalled relays count against it, and when it is used up nothing moves on
+    /// any stream, the session's heartbeats included. It costs memory only while readers stall.
     pub connection_window: u32,
     /// Let hyper grow the windows by measured bandwidth; overrides both sizes when set.
     pub adaptive_window: bool,
@@ -61,7 +63,7 @@ impl Default for H2Settings {
     fn default() -> Self {
         Self {
             stream_window: 2 * 1024 * 1024,
-            connection_window: 4 * 1024 * 1024,
+            connection_window: 128 * 1024 * 1024,
             adaptive_window: false,
             max_frame: 128 * 1024,
             max_send_buffer: 256 * 1024,

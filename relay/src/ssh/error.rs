@@ -55,6 +55,9 @@ pub enum SshError {
         /// Why, as far as is known.
         reason: String,
     },
+    /// [`super::ExecControl::cancel`] was called.
+    #[error("command was cancelled")]
+    Cancelled,
     /// A signal name that SSH cannot carry.
     #[error("{name:?} is no signal name; write it without SIG, as in TERM")]
     BadSignal {
@@ -74,6 +77,7 @@ impl SshError {
             Self::HostKey { .. } => Code::FailedPrecondition,
             Self::AuthRefused { .. } => Code::PermissionDenied,
             Self::Lost { code, .. } => *code,
+            Self::Cancelled => Code::Cancelled,
             Self::BadSignal { .. } => Code::InvalidArgument,
         }
     }

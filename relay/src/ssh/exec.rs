@@ -10,6 +10,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use russh::client::Msg;
 use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use tonic::Code;
 
@@ -92,8 +93,11 @@ impl Exit {
 
 /// The state the three parts of a channel share.
 struct Shared {
-    write: ChannelWriteHalf<Msg>,
-    over: AtomicBool,
+    write: Arc<ChannelWriteHalf<Msg>>,
+    /// Closed, or about to be.
+    closed: AtomicBool,
+    /// Closed by [`ExecControl::cancel`]; wakes the events.
+    cancelled: watch::Sender<bool>,
     /// Kept until every part is gone.
     held: Mutex<Vec<Box<dyn Any + Send>>>,
     seen: SharedSeen,
@@ -101,6 +105,9 @@ struct Shared {
 
 impl Shared {
     fn lost(&self) -> SshError {
+        if *self.cancelled.borrow() {
+            return SshError::Cancelled;
+        }
         match &self.seen.lock().cause {
             Some(cause) => SshError::Lost { code: cause.code, reason: cause.reason.clone() },
             None => SshError::Lost {
@@ -111,16 +118,17 @@ impl Shared {
     }
 
     /// Closes the channel once, from wherever; best effort because the queue may be stuck.
-    fn close(self: &Arc<Self>) {
-        if self.over.swap(true, Ordering::Relaxed) {
+    fn close(&self) {
+        if self.closed.swap(true, Ordering::Relaxed) {
             return;
         }
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return;
         };
-        let shared = Arc::clone(self);
+        // Only the write half: what is held for the channel is free as soon as its parts are gone.
+        let write = Arc::clone(&self.write);
         runtime.spawn(async move {
-            let _ = tokio::time::timeout(CLOSE_WAIT, shared.write.close()).await;
+            let _ = tokio::time::timeout(CLOSE_WAIT, write.close()).await;
         });
     }
 }
@@ -142,9 +150,16 @@ impl ExecChannel {
         seen: SharedSeen,
     ) -> Result<Self, SshError> {
         let (read, write) = channel.split();
-        let shared =
-            Arc::new(Shared { write, over: AtomicBool::new(false), held: Mutex::default(), seen });
-        let events = ExecEvents { read, shared: Arc::clone(&shared), phase: Phase::Running };
+        let shared = Arc::new(Shared {
+            write: Arc::new(write),
+            closed: AtomicBool::new(false),
+            cancelled: watch::Sender::new(false),
+            held: Mutex::default(),
+            seen,
+        });
+        let cancelled = shared.cancelled.subscribe();
+        let shared_events = Arc::clone(&shared);
+        let events = ExecEvents { read, shared: shared_events, cancelled, phase: Phase::Running };
         request(&shared.write, spec).await.map_err(|_| shared.lost())?;
         Ok(Self {
             stdin: ExecStdin { shared: Arc::clone(&shared) },
@@ -236,8 +251,9 @@ impl ExecControl {
     }
 
     /// Closes the channel: the supervisor ends the command with everything it started. The events
-    /// then end with an error.
+    /// end at once with [`SshError::Cancelled`], unless the exit has come already.
     pub fn cancel(&self) {
+        self.shared.cancelled.send_replace(true);
         self.shared.close();
     }
 }
@@ -264,6 +280,7 @@ enum Phase {
 pub struct ExecEvents {
     read: ChannelReadHalf,
     shared: Arc<Shared>,
+    cancelled: watch::Receiver<bool>,
     phase: Phase,
 }
 
@@ -271,13 +288,19 @@ impl ExecEvents {
     /// The next event; `None` after the exit. Cancel safe.
     ///
     /// # Errors
-    /// [`SshError::Refused`] when the command was not started, [`SshError::Lost`] when the
-    /// channel ended without an exit status. Nothing follows an error.
+    /// [`SshError::Refused`] when the command was not started, [`SshError::Cancelled`] after a
+    /// cancel, [`SshError::Lost`] when the channel ended without an exit status. Nothing follows
+    /// an error.
     pub async fn next(&mut self) -> Result<Option<ExecEvent>, SshError> {
         loop {
             let message = match &self.phase {
                 Phase::Over => return Ok(None),
-                Phase::Running => self.read.wait().await,
+                Phase::Running => tokio::select! {
+                    biased;
+                    // The server may never answer a close.
+                    _ = self.cancelled.wait_for(|cancelled| *cancelled) => None,
+                    message = self.read.wait() => message,
+                },
                 // Polls the channel first: what has arrived is delivered however late it is.
                 Phase::Trailing { quiet_at, over_at, .. } if Instant::now() < *over_at => {
                     timeout_at(*quiet_at, self.read.wait()).await.unwrap_or(None)

@@ -376,7 +376,7 @@ async fn cancel_and_drop_close_the_channel_of_a_silent_command() {
     let mut channel = client.exec(&command("silent")).await.unwrap();
     channel.control.cancel();
     let (_, _, exit) = collect(&mut channel.events).await;
-    assert!(matches!(exit, Err(SshError::Lost { .. })));
+    assert!(matches!(exit, Err(SshError::Cancelled)));
     script.wait_for("close").await;
 
     let script: Arc<Script> = Arc::default();

@@ -11,10 +11,10 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Request, Response, Uri, header};
 use http_body::Body;
 use hyper::client::conn::http2::{Builder, SendRequest};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
-use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::body::Body as TonicBody;
 use tower_service::Service;
@@ -35,7 +35,7 @@ struct Shared {
     authority: Authority,
     token: Option<Arc<dyn TokenSource>>,
     closed: watch::Receiver<Option<Closed>>,
-    driver: AbortHandle,
+    kill: CancellationToken,
 }
 
 /// How a connection ended.
@@ -67,16 +67,22 @@ impl Connection {
         let invalid = || TransportError::InvalidUri { uri: origin.clone() };
         let scheme = origin.scheme().ok_or_else(invalid)?.clone();
         let authority = origin.authority().ok_or_else(invalid)?.clone();
-        let (sender, connection) = builder(&target.h2)
+        let kill = CancellationToken::new();
+        let (sender, connection) = builder(&target.h2, kill.clone())
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|source| TransportError::Handshake { source })?;
         let (report, closed) = watch::channel(None);
-        let driver = tokio::spawn(async move {
-            let error = connection.await.err().map(|error| {
-                tracing::debug!(%error, "connection to the gateway failed");
-                error.to_string()
-            });
+        let killed = kill.clone();
+        tokio::spawn(async move {
+            let error = match killed.run_until_cancelled_owned(connection).await {
+                Some(Ok(())) => None,
+                Some(Err(error)) => Some(error.to_string()),
+                None => Some("closed by this side".to_owned()),
+            };
+            if let Some(error) = &error {
+                tracing::debug!(error, "connection to the gateway ended");
+            }
             report.send_replace(Some(Closed { error }));
         });
         Ok(Self {
@@ -86,7 +92,7 @@ impl Connection {
                 authority,
                 token: target.token.clone(),
                 closed,
-                driver: driver.abort_handle(),
+                kill,
             }),
         })
     }
@@ -118,12 +124,12 @@ impl Connection {
 
     /// Whether the connection has ended.
     pub fn is_closed(&self) -> bool {
-        self.sender.is_closed() || self.shared.driver.is_finished()
+        self.sender.is_closed() || self.shared.kill.is_cancelled()
     }
 
     /// Ends the connection at once; every stream on it fails. For a peer that no longer answers.
     pub fn close(&self) {
-        self.shared.driver.abort();
+        self.shared.kill.cancel();
     }
 
     /// Starts a bidirectional gRPC call with already framed bytes and returns the response body,
@@ -163,8 +169,23 @@ impl Connection {
     }
 }
 
-fn builder(settings: &H2Settings) -> Builder<TokioExecutor> {
-    let mut builder = Builder::new(TokioExecutor::new());
+/// Runs hyper's tasks of one connection (the connection itself and request bodies that wait), all
+/// of which end when the connection is killed.
+#[derive(Clone)]
+struct Tasks(CancellationToken);
+
+impl<F> hyper::rt::Executor<F> for Tasks
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, task: F) {
+        tokio::spawn(self.0.clone().run_until_cancelled_owned(task));
+    }
+}
+
+fn builder(settings: &H2Settings, kill: CancellationToken) -> Builder<Tasks> {
+    let mut builder = Builder::new(Tasks(kill));
     builder
         .timer(TokioTimer::new())
         .initial_stream_window_size(settings.stream_window)

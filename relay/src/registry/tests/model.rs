@@ -140,7 +140,7 @@ impl World {
                 self.openings.push((SANDBOXES[s], opening));
             }
             Step::DropOpen(i) if !self.openings.is_empty() => {
-                self.openings.remove(i.index(self.openings.len()));
+                drop(self.openings.remove(i.index(self.openings.len())));
             }
             Step::Claim(i, s) if !self.asked.is_empty() => {
                 let (owner, channel) = self.asked[i.index(self.asked.len())].clone();
