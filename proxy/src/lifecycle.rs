@@ -106,8 +106,8 @@ pub struct Config {
     pub rewatch_first: Duration,
     /// Longest such wait: half of `reconcile_every`, so that the watch never lags behind the comparison for long.
     pub rewatch_max: Duration,
-    /// How long a supervisor that reported the end of its main process may take to leave before the runtime is told
-    /// to stop the sandbox.
+    /// How long the answer to FinalizeMainProcessExit may take to leave before the runtime is told to stop the sandbox.
+    /// Short: a runtime that takes the supervisor's exit for a crash must not run finished work again.
     pub finalize_grace: Duration,
 }
 
@@ -118,7 +118,7 @@ impl Default for Config {
             reconcile_every: Duration::from_secs(60),
             rewatch_first: Duration::from_secs(2),
             rewatch_max: Duration::from_secs(30),
-            finalize_grace: Duration::from_secs(5),
+            finalize_grace: Duration::from_millis(100),
         }
     }
 }

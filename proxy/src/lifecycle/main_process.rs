@@ -1,6 +1,7 @@
 //! The end of a sandbox's main process.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use postern_proto::v1::SandboxPhase;
 
@@ -29,8 +30,8 @@ impl Lifecycle {
         }
     }
 
-    /// The supervisor has handed over everything its main process wrote and leaves. A little later the runtime is told
-    /// to stop the sandbox, so that nothing starts the finished work again.
+    /// The supervisor has handed over everything its main process wrote and leaves. The runtime is told to stop the
+    /// sandbox as soon as the answer is out, so that nothing starts the finished work again.
     ///
     /// # Errors
     /// As [`Lifecycle::main_exited`].
@@ -43,14 +44,22 @@ impl Lifecycle {
         match self.fire(sandbox_id, event).await? {
             Outcome::NoRecord => Err(CallError::no_sandbox(sandbox_id)),
             Outcome::Changed(record) => {
-                self.release_soon(&record);
+                self.release_after(&record, self.shared.config.finalize_grace);
                 Ok(())
             }
             _ => Ok(()),
         }
     }
 
-    fn release_soon(&self, record: &SandboxRecord) {
+    /// The session of a sandbox ended. If its main process ended before, nobody is left to hand anything over, whether
+    /// that was said (0.1 line) or not (0.0.11x line).
+    pub(super) fn release_if_ended(&self, record: &SandboxRecord) {
+        if has_ended(record) {
+            self.release_after(record, Duration::ZERO);
+        }
+    }
+
+    fn release_after(&self, record: &SandboxRecord, grace: Duration) {
         let id = record.id().to_owned();
         // Without a free place the runtime is busy enough; the next comparison releases it.
         let Ok(permit) = Arc::clone(&self.shared.operations).try_acquire_owned() else {
@@ -59,7 +68,7 @@ impl Lifecycle {
         let me = self.clone();
         tokio::spawn(async move {
             let _permit = permit;
-            tokio::time::sleep(me.shared.config.finalize_grace).await;
+            tokio::time::sleep(grace).await;
             me.release(&id).await;
         });
     }
@@ -68,7 +77,7 @@ impl Lifecycle {
     pub(super) async fn release(&self, id: &str) {
         let released = async {
             let _gate = self.gate(id).await?;
-            let Some(record) = self.by_id(id).await?.filter(is_finished) else {
+            let Some(record) = self.by_id(id).await?.filter(has_ended) else {
                 return Ok(());
             };
             self.shared.ender.end(id, "the main process ended");
@@ -85,9 +94,14 @@ impl Lifecycle {
     }
 }
 
-/// Whether the main process ended, everything was handed over, and nobody started the sandbox again.
-pub(super) fn is_finished(record: &SandboxRecord) -> bool {
+/// Whether the main process ended and nobody started the sandbox again.
+pub(super) fn has_ended(record: &SandboxRecord) -> bool {
+    let exited = record.sandbox().status.as_ref().is_some_and(|status| status.exit_code.is_some());
+    exited && matches!(record.phase(), SandboxPhase::Completed | SandboxPhase::Error)
+}
+
+/// Whether the supervisor said that nothing more comes.
+pub(super) fn is_finalized(record: &SandboxRecord) -> bool {
     let conditions = record.sandbox().status.as_ref().map_or(&[][..], |status| &status.conditions);
-    matches!(record.phase(), SandboxPhase::Completed | SandboxPhase::Error)
-        && conditions.iter().any(|held| held.r#type == FINALIZED && held.status == "True")
+    conditions.iter().any(|held| held.r#type == FINALIZED && held.status == "True")
 }

@@ -46,8 +46,12 @@ impl Lifecycle {
                 current: self.shared.sessions.current(sandbox_id),
             })
             .await;
-        if let Err(error) = outcome {
-            tracing::warn!(sandbox_id, session_id, %error, "could not record the end of a session");
+        match outcome {
+            Ok(Outcome::Same(record)) => self.release_if_ended(&record),
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(sandbox_id, session_id, %error, "could not record the end of a session");
+            }
         }
     }
 

@@ -11,7 +11,7 @@ use postern_store::{Kind, ListQuery};
 use rand::RngExt as _;
 
 use super::Lifecycle;
-use super::main_process::is_finished;
+use super::main_process::{has_ended, is_finalized};
 use super::phase::{Outlook, outlook};
 use super::record::SandboxRecord;
 use super::runtime::Seen;
@@ -156,8 +156,9 @@ impl Lifecycle {
                 (occasion == Occasion::Boot && self.shared.capabilities.gateway_manages_lifecycle)
                     .then_some(Resume::Rerun)
             }
-            _ if is_finished(record) && matches!(seen, Seen::State(RuntimeState::Running)) => {
-                Some(Resume::Release)
+            _ if has_ended(record) && matches!(seen, Seen::State(RuntimeState::Running)) => {
+                let left = self.shared.sessions.current(record.id()).is_none();
+                (left || is_finalized(record)).then_some(Resume::Release)
             }
             _ => None,
         }

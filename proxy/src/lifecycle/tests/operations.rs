@@ -248,16 +248,14 @@ async fn the_end_of_the_main_process_is_kept_and_the_runtime_let_go() {
     assert_eq!(rig.phase(&id).await, P::Ready);
     rig.lifecycle.main_exited(&id, "epoch-1", 0).await.unwrap();
     assert_eq!(rig.phase(&id).await, P::Completed);
-    // The session may end before or after; repetitions are answered and change nothing.
-    rig.disconnect(&id, "s1").await;
+    // Repetitions are answered and change nothing; the supervisor still has output to hand over.
     rig.lifecycle.main_exited(&id, "epoch-1", 5).await.unwrap();
     assert_eq!(rig.phase(&id).await, P::Completed);
+    rig.lifecycle.compare(super::super::upkeep::Occasion::Routine).await.unwrap();
     assert_eq!(rig.driver.calls(Operation::Stop, &id), 0);
 
     rig.lifecycle.main_finalized(&id, "epoch-1").await.unwrap();
-    while rig.driver.calls(Operation::Stop, &id) == 0 {
-        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-    }
+    stops(&rig, &id, 1).await;
     rig.lifecycle.compare(super::super::upkeep::Occasion::Routine).await.unwrap();
     let record = rig.lifecycle.by_id(&id).await.unwrap().unwrap();
     assert_eq!(record.phase(), P::Completed);
@@ -267,6 +265,39 @@ async fn the_end_of_the_main_process_is_kept_and_the_runtime_let_go() {
 
     let missing = rig.lifecycle.main_exited("nothing", "epoch-1", 0).await.unwrap_err();
     assert_eq!(missing.code(), tonic::Code::NotFound);
+}
+
+/// Waits until the driver was asked to stop the sandbox so often.
+async fn stops(rig: &Rig, id: &str, times: usize) {
+    while rig.driver.calls(Operation::Stop, id) < times {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_supervisor_that_leaves_without_finalizing_is_not_run_again() {
+    let rig = Rig::new().await;
+    let id = ready(&rig).await;
+    rig.lifecycle.main_exited(&id, "epoch-1", 3).await.unwrap();
+    rig.disconnect(&id, "s1").await;
+    stops(&rig, &id, 1).await;
+    assert_eq!(rig.phase(&id).await, P::Error);
+    // A sandbox that only lost its session is left to the runtime.
+    let other = ready(&rig).await;
+    rig.disconnect(&other, "s1").await;
+    rig.lifecycle.compare(super::super::upkeep::Occasion::Routine).await.unwrap();
+    assert_eq!(rig.driver.calls(Operation::Stop, &other), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_ended_while_nobody_looked_is_let_go_by_the_next_comparison() {
+    let rig = Rig::new().await;
+    let id = ready(&rig).await;
+    rig.lifecycle.main_exited(&id, "epoch-1", 0).await.unwrap();
+    let rig = rig.restart();
+    rig.lifecycle.compare(super::super::upkeep::Occasion::Boot).await.unwrap();
+    assert_eq!(rig.driver.calls(Operation::Stop, &id), 1);
+    assert_eq!(rig.phase(&id).await, P::Completed);
 }
 
 #[tokio::test]
