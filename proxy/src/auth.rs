@@ -106,9 +106,9 @@ impl Principal {
         match self {
             Self::User(user) => Ok(user),
             Self::Anonymous => Err(CallError::Unauthenticated),
-            Self::Sandbox(_) | Self::SshSession(_) => Err(CallError::PermissionDenied {
-                reason: "this call is for users".to_owned(),
-            }),
+            Self::Sandbox(_) | Self::SshSession(_) => {
+                Err(CallError::PermissionDenied { reason: "this call is for users".to_owned() })
+            }
         }
     }
 
@@ -158,11 +158,7 @@ impl Principal {
 impl SandboxPrincipal {
     /// The supervisor of `sandbox_id`, by a token of unknown age and without end.
     pub fn new(sandbox_id: impl Into<String>) -> Self {
-        Self {
-            sandbox_id: sandbox_id.into(),
-            issued_at: None,
-            expires_at: None,
-        }
+        Self { sandbox_id: sandbox_id.into(), issued_at: None, expires_at: None }
     }
 }
 
@@ -196,11 +192,7 @@ impl User {
     /// Whether the user's scopes cover `scope`; the empty scope is covered by all.
     #[must_use]
     pub fn has_scope(&self, scope: &str) -> bool {
-        scope.is_empty()
-            || self
-                .scopes
-                .iter()
-                .any(|held| held == scope || held == ALL_SCOPES)
+        scope.is_empty() || self.scopes.iter().any(|held| held == scope || held == ALL_SCOPES)
     }
 }
 
@@ -227,10 +219,7 @@ mod tests {
 
     #[test]
     fn a_sandbox_is_never_a_user() {
-        assert!(matches!(
-            sandbox("a").require_user(),
-            Err(CallError::PermissionDenied { .. })
-        ));
+        assert!(matches!(sandbox("a").require_user(), Err(CallError::PermissionDenied { .. })));
     }
 
     #[test]
@@ -243,14 +232,8 @@ mod tests {
 
     #[test]
     fn nobody_is_unauthenticated_not_forbidden() {
-        assert!(matches!(
-            Principal::Anonymous.require_user(),
-            Err(CallError::Unauthenticated)
-        ));
-        assert!(matches!(
-            Principal::of(&http::Extensions::new()),
-            Principal::Anonymous
-        ));
+        assert!(matches!(Principal::Anonymous.require_user(), Err(CallError::Unauthenticated)));
+        assert!(matches!(Principal::of(&http::Extensions::new()), Principal::Anonymous));
     }
 
     #[test]

@@ -144,9 +144,7 @@ pub fn decide(rule: &Rule, principal: &Principal) -> Result<(), Denied> {
         (AuthMode::Operator | AuthMode::Peer, Principal::User(user)) => {
             require_role(user, ADMIN_ROLE)
         }
-        (mode, _) => Err(Denied::WrongKind {
-            wanted: audience(mode),
-        }),
+        (mode, _) => Err(Denied::WrongKind { wanted: audience(mode) }),
     }
 }
 
@@ -159,18 +157,12 @@ fn decide_user(rule: &Rule, user: &User) -> Result<(), Denied> {
     if user.has_scope(&rule.scope) {
         Ok(())
     } else {
-        Err(Denied::MissingScope {
-            scope: rule.scope.clone(),
-        })
+        Err(Denied::MissingScope { scope: rule.scope.clone() })
     }
 }
 
 fn require_role(user: &User, role: &'static str) -> Result<(), Denied> {
-    if user.has_role(role) {
-        Ok(())
-    } else {
-        Err(Denied::MissingRole { role })
-    }
+    if user.has_role(role) { Ok(()) } else { Err(Denied::MissingRole { role }) }
 }
 
 const fn audience(mode: AuthMode) -> &'static str {
@@ -192,11 +184,7 @@ pub fn is_connect_ssh(method: &Method, path: &str) -> bool {
 }
 
 fn route(target: Target<'_>) -> RouteRule {
-    if is_connect_ssh(target.method, target.path) {
-        RouteRule::SshSession
-    } else {
-        RouteRule::Open
-    }
+    if is_connect_ssh(target.method, target.path) { RouteRule::SshSession } else { RouteRule::Open }
 }
 
 fn decide_route(rule: RouteRule, principal: &Principal) -> Result<(), Denied> {
@@ -262,10 +250,7 @@ mod tests {
         assert_eq!(grpc("GetSandbox", &Principal::Anonymous), Err(Denied::Anonymous));
         assert!(grpc("GetSandbox", &user(&[USER_ROLE])).is_ok());
         assert!(grpc("GetSandbox", &user(&[ADMIN_ROLE])).is_ok());
-        assert_eq!(
-            grpc("GetSandbox", &sandbox()),
-            Err(Denied::WrongKind { wanted: "users" })
-        );
+        assert_eq!(grpc("GetSandbox", &sandbox()), Err(Denied::WrongKind { wanted: "users" }));
         assert!(grpc("ConnectSupervisor", &sandbox()).is_ok());
         assert_eq!(
             grpc("ConnectSupervisor", &user(&[ADMIN_ROLE])),
@@ -278,10 +263,7 @@ mod tests {
     #[test]
     fn roles_and_scopes_are_asked_for() {
         let no_role = user(&[]);
-        assert_eq!(
-            grpc("GetSandbox", &no_role),
-            Err(Denied::MissingRole { role: USER_ROLE })
-        );
+        assert_eq!(grpc("GetSandbox", &no_role), Err(Denied::MissingRole { role: USER_ROLE }));
         assert_eq!(
             grpc("GetGatewayInfo", &user(&[USER_ROLE])),
             Err(Denied::MissingRole { role: ADMIN_ROLE })

@@ -134,7 +134,8 @@ pub struct Assembled {
 pub fn assemble(parts: Parts) -> Assembled {
     let Parts { lifecycle, registry, plane, ssh_sessions, issuer, clock, tasks, .. } = parts;
     let gate = Gate::new(lifecycle.clone(), plane.clone());
-    let exec = Exec::new(lifecycle.clone(), gate.clone(), plane, parts.budgets.exec, parts.exec_pool);
+    let exec =
+        Exec::new(lifecycle.clone(), gate.clone(), plane, parts.budgets.exec, parts.exec_pool);
     let handlers = Handlers {
         shared: Arc::new(Shared {
             lifecycle: lifecycle.clone(),
@@ -174,7 +175,10 @@ fn caller<T>(request: &Request<T>) -> Principal {
 
 #[tonic::async_trait]
 impl OpenShell for Handlers {
-    async fn health(&self, _: Request<v1::HealthRequest>) -> Result<Response<v1::HealthResponse>, Status> {
+    async fn health(
+        &self,
+        _: Request<v1::HealthRequest>,
+    ) -> Result<Response<v1::HealthResponse>, Status> {
         Ok(Response::new(self.shared.info.health()))
     }
 
@@ -197,7 +201,9 @@ impl OpenShell for Handlers {
         request: Request<v1::CreateSandboxRequest>,
     ) -> Result<Response<v1::SandboxResponse>, Status> {
         let caller = caller(&request);
-        Ok(Response::new(sandboxes::create(&self.shared.lifecycle, &caller, request.into_inner()).await?))
+        Ok(Response::new(
+            sandboxes::create(&self.shared.lifecycle, &caller, request.into_inner()).await?,
+        ))
     }
 
     async fn get_sandbox(
@@ -205,7 +211,9 @@ impl OpenShell for Handlers {
         request: Request<v1::GetSandboxRequest>,
     ) -> Result<Response<v1::SandboxResponse>, Status> {
         let caller = caller(&request);
-        Ok(Response::new(sandboxes::get(&self.shared.lifecycle, &caller, request.into_inner()).await?))
+        Ok(Response::new(
+            sandboxes::get(&self.shared.lifecycle, &caller, request.into_inner()).await?,
+        ))
     }
 
     async fn list_sandboxes(
@@ -213,7 +221,9 @@ impl OpenShell for Handlers {
         request: Request<v1::ListSandboxesRequest>,
     ) -> Result<Response<v1::ListSandboxesResponse>, Status> {
         let caller = caller(&request);
-        Ok(Response::new(sandboxes::list(&self.shared.lifecycle, &caller, request.into_inner()).await?))
+        Ok(Response::new(
+            sandboxes::list(&self.shared.lifecycle, &caller, request.into_inner()).await?,
+        ))
     }
 
     async fn stop_sandbox(
@@ -221,7 +231,9 @@ impl OpenShell for Handlers {
         request: Request<v1::StopSandboxRequest>,
     ) -> Result<Response<v1::SandboxResponse>, Status> {
         let caller = caller(&request);
-        Ok(Response::new(sandboxes::stop(&self.shared.lifecycle, &caller, request.into_inner()).await?))
+        Ok(Response::new(
+            sandboxes::stop(&self.shared.lifecycle, &caller, request.into_inner()).await?,
+        ))
     }
 
     async fn start_sandbox(
@@ -229,7 +241,9 @@ impl OpenShell for Handlers {
         request: Request<v1::StartSandboxRequest>,
     ) -> Result<Response<v1::SandboxResponse>, Status> {
         let caller = caller(&request);
-        Ok(Response::new(sandboxes::start(&self.shared.lifecycle, &caller, request.into_inner()).await?))
+        Ok(Response::new(
+            sandboxes::start(&self.shared.lifecycle, &caller, request.into_inner()).await?,
+        ))
     }
 
     async fn delete_sandbox(
@@ -237,7 +251,9 @@ impl OpenShell for Handlers {
         request: Request<v1::DeleteSandboxRequest>,
     ) -> Result<Response<v1::DeleteSandboxResponse>, Status> {
         let caller = caller(&request);
-        Ok(Response::new(sandboxes::delete(&self.shared.lifecycle, &caller, request.into_inner()).await?))
+        Ok(Response::new(
+            sandboxes::delete(&self.shared.lifecycle, &caller, request.into_inner()).await?,
+        ))
     }
 
     async fn watch_sandbox(
@@ -245,7 +261,9 @@ impl OpenShell for Handlers {
         request: Request<v1::WatchSandboxRequest>,
     ) -> Result<Response<WatchEvents>, Status> {
         let caller = caller(&request);
-        Ok(Response::new(watch::watch(&self.shared.lifecycle, &caller, request.into_inner()).await?))
+        Ok(Response::new(
+            watch::watch(&self.shared.lifecycle, &caller, request.into_inner()).await?,
+        ))
     }
 
     async fn get_sandbox_logs(
@@ -277,7 +295,9 @@ impl OpenShell for Handlers {
         request: Request<v1::ReportMainProcessExitRequest>,
     ) -> Result<Response<v1::ReportMainProcessExitResponse>, Status> {
         let caller = caller(&request);
-        Ok(Response::new(main_process::report(&self.shared.lifecycle, &caller, request.into_inner()).await?))
+        Ok(Response::new(
+            main_process::report(&self.shared.lifecycle, &caller, request.into_inner()).await?,
+        ))
     }
 
     async fn finalize_main_process_exit(
@@ -285,7 +305,9 @@ impl OpenShell for Handlers {
         request: Request<v1::FinalizeMainProcessExitRequest>,
     ) -> Result<Response<v1::FinalizeMainProcessExitResponse>, Status> {
         let caller = caller(&request);
-        Ok(Response::new(main_process::finalize(&self.shared.lifecycle, &caller, request.into_inner()).await?))
+        Ok(Response::new(
+            main_process::finalize(&self.shared.lifecycle, &caller, request.into_inner()).await?,
+        ))
     }
 
     async fn connect_supervisor(
@@ -310,7 +332,9 @@ impl OpenShell for Handlers {
         request: Request<v1::CreateSshSessionRequest>,
     ) -> Result<Response<v1::CreateSshSessionResponse>, Status> {
         let (caller, reached) = (caller(&request), router::reached_by(request.extensions()));
-        Ok(Response::new(self.shared.ssh_sessions.create(&caller, &reached, request.into_inner()).await?))
+        Ok(Response::new(
+            self.shared.ssh_sessions.create(&caller, &reached, request.into_inner()).await?,
+        ))
     }
 
     async fn revoke_ssh_session(

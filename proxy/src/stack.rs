@@ -116,7 +116,9 @@ where
                 boxed(RequestIdLayer::new(&values.request_id, ids).layer(plane))
             }
             CallLayer::Trace => boxed(observe::trace_layer().layer(plane)),
-            CallLayer::Metrics => boxed(MetricsLayer::new(CallObserver::new(&parts.rules)).layer(plane)),
+            CallLayer::Metrics => {
+                boxed(MetricsLayer::new(CallObserver::new(&parts.rules)).layer(plane))
+            }
             CallLayer::RateLimit => {
                 let layer = RateLimitLayer::new(&values.rate_limit, peer_ip);
                 handles.rate_limit = Some(layer.handle());
@@ -134,7 +136,8 @@ where
                 boxed(layer.layer(plane))
             }
             CallLayer::ConcurrencyCap => {
-                let layer = ConcurrencyCapLayer::new(&concurrency_cap::Config::default(), principal_key);
+                let layer =
+                    ConcurrencyCapLayer::new(&concurrency_cap::Config::default(), principal_key);
                 handles.concurrency_cap = Some(layer.handle());
                 boxed(layer.layer(plane))
             }
@@ -196,7 +199,9 @@ fn decision(
 }
 
 /// Calls that live as long as they live: streams by the contract, and tunnels.
-fn is_stream(rules: &Arc<AuthorizationTable>) -> impl Fn(&Parts) -> bool + Clone + Send + Sync + 'static {
+fn is_stream(
+    rules: &Arc<AuthorizationTable>,
+) -> impl Fn(&Parts) -> bool + Clone + Send + Sync + 'static {
     let rules = Arc::clone(rules);
     move |head| {
         head.method == Method::CONNECT
@@ -232,7 +237,8 @@ pub fn relay_plane(
     for layer in stack.relay.iter().rev() {
         plane = match layer {
             RelayLayer::Ocsf => {
-                let layer = OcsfRelayLayer::new(audit::Relays::new(recorder.clone()), recorder.clone());
+                let layer =
+                    OcsfRelayLayer::new(audit::Relays::new(recorder.clone()), recorder.clone());
                 BoxCloneSyncService::new(layer.layer(plane))
             }
             RelayLayer::Metrics => {

@@ -9,7 +9,9 @@ use std::future::{Ready, ready};
 use http::request::Parts;
 use postern_layers::authenticate::{Authenticate, Outcome};
 
-use super::{ADMIN_ROLE, ALL_SCOPES, IdentityProvider, Principal, SANDBOX_TRANSPORT_OU, USER_ROLE, User};
+use super::{
+    ADMIN_ROLE, ALL_SCOPES, IdentityProvider, Principal, SANDBOX_TRANSPORT_OU, USER_ROLE, User,
+};
 use crate::listen::{ConnectInfo, PeerCertificate};
 
 /// Judges the certificate of the connection.

@@ -10,8 +10,8 @@ use http::request::Parts;
 use postern_identity::token::SandboxTokenVerifier;
 use postern_layers::authenticate::{Authenticate, Outcome};
 
-use super::{Principal, SandboxPrincipal};
 use super::clock::WallClock;
+use super::{Principal, SandboxPrincipal};
 
 /// Judges the `authorization` header.
 #[derive(Clone, Debug)]
@@ -80,10 +80,18 @@ mod tests {
     const NOW: SystemTime = SystemTime::UNIX_EPOCH;
 
     fn issuer(ttl: u64) -> SandboxTokenIssuer {
-        SandboxTokenIssuer::new(SigningKey::generate().unwrap(), "openshell", Duration::from_secs(ttl))
+        SandboxTokenIssuer::new(
+            SigningKey::generate().unwrap(),
+            "openshell",
+            Duration::from_secs(ttl),
+        )
     }
 
-    async fn judged(issuer: &SandboxTokenIssuer, header: Option<&str>, at: u64) -> Outcome<Principal> {
+    async fn judged(
+        issuer: &SandboxTokenIssuer,
+        header: Option<&str>,
+        at: u64,
+    ) -> Outcome<Principal> {
         let mut request = Request::new(());
         if let Some(header) = header {
             request.headers_mut().insert(AUTHORIZATION, header.parse().unwrap());
@@ -98,7 +106,9 @@ mod tests {
         let issuer = issuer(600);
         let (token, _) = issuer.mint("s-1", NOW);
         let header = format!("bearer {}", token.expose());
-        let Outcome::Principal(Principal::Sandbox(sandbox)) = judged(&issuer, Some(&header), 1).await else {
+        let Outcome::Principal(Principal::Sandbox(sandbox)) =
+            judged(&issuer, Some(&header), 1).await
+        else {
             panic!("a good token was not taken");
         };
         assert_eq!(sandbox.sandbox_id, "s-1");

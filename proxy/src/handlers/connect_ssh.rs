@@ -102,7 +102,8 @@ fn answer(status: StatusCode, why: Option<&Status>) -> Response<Body> {
     let text = why.map_or("", |why| why.message()).to_owned();
     let mut response = Response::new(Body::new(http_body_util::Full::from(text)));
     *response.status_mut() = status;
-    let retry = why.is_some_and(|why| matches!(why.code(), Code::Unavailable | Code::ResourceExhausted));
+    let retry =
+        why.is_some_and(|why| matches!(why.code(), Code::Unavailable | Code::ResourceExhausted));
     if retry {
         response
             .headers_mut()
@@ -125,7 +126,8 @@ async fn carry(upgrade: OnUpgrade, relay: OpenedRelay) {
     };
     let mut client = TokioIo::new(client);
     let mut relay: RelayIo = relay.into_io();
-    let copied = copy_bidirectional_with_sizes(&mut client, &mut relay, COPY_BUFFER, COPY_BUFFER).await;
+    let copied =
+        copy_bidirectional_with_sizes(&mut client, &mut relay, COPY_BUFFER, COPY_BUFFER).await;
     if let Err(error) = copied {
         tracing::debug!(channel_id = %info.channel_id, sandbox_id = %info.sandbox_id, %error, "SSH connection cut");
         relay.reset("the client's connection ended", Code::Cancelled);

@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_core::Stream;
-use postern_proto::v1::{ExecSandboxEvent, ExecSandboxInput, ExecSandboxRequest, exec_sandbox_input};
+use postern_proto::v1::{
+    ExecSandboxEvent, ExecSandboxInput, ExecSandboxRequest, exec_sandbox_input,
+};
 use postern_relay::registry::Target;
 use postern_relay::splice::RelayIo;
 use postern_relay::ssh::{ExecChannel, ExecSpec, Options, PoolError, Pty, SshPool};
@@ -114,7 +116,8 @@ impl Exec {
         let first = timeout(START_DEADLINE, input.message()).await.map_err(|_| {
             CallError::DeadlineExceeded { what: "the start message".into(), waited: START_DEADLINE }
         })??;
-        let Some(exec_sandbox_input::Payload::Start(request)) = first.and_then(|first| first.payload)
+        let Some(exec_sandbox_input::Payload::Start(request)) =
+            first.and_then(|first| first.payload)
         else {
             return Err(CallError::invalid("payload", "expected start as the first message").into());
         };
@@ -144,8 +147,11 @@ impl Exec {
         let started = Instant::now();
         self.gate.ready(&record, self.budget).await?;
         tracing::info!(
-            sandbox_id = record.id(), caller = principal.key(), tty = request.tty,
-            command_preview = command_line::preview(&request.command), "exec"
+            sandbox_id = record.id(),
+            caller = principal.key(),
+            tty = request.tty,
+            command_preview = command_line::preview(&request.command),
+            "exec"
         );
         let wish = RelayRequest {
             sandbox_id: record.id().into(),
@@ -234,7 +240,9 @@ impl Service<RelayRequest> for OpenIo {
 
     fn call(&mut self, request: RelayRequest) -> Self::Future {
         let plane = self.0.clone();
-        Box::pin(async move { plane.open(request).await.map(|relay: OpenedRelay| relay.into_inner().into_io()) })
+        Box::pin(async move {
+            plane.open(request).await.map(|relay: OpenedRelay| relay.into_inner().into_io())
+        })
     }
 }
 

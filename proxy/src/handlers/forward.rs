@@ -55,13 +55,18 @@ impl Forward {
         principal.require_user()?;
         let (frame, rest): (TcpForwardFrame, _) = first_message(body).await?;
         let Some(tcp_forward_frame::Payload::Init(init)) = frame.payload else {
-            return Err(CallError::invalid("payload", "expected TcpForwardInit as the first message").into());
+            return Err(CallError::invalid(
+                "payload",
+                "expected TcpForwardInit as the first message",
+            )
+            .into());
         };
         let (target, kind, budget) = match target(&init)? {
             Target::Ssh => (Target::Ssh, RelayKind::Ssh, self.budgets.ssh),
             tcp => (tcp, RelayKind::Forward, self.budgets.forward),
         };
-        let scope = WorkspaceSelector { selection: Some(Selection::Workspace(init.workspace.clone())) };
+        let scope =
+            WorkspaceSelector { selection: Some(Selection::Workspace(init.workspace.clone())) };
         let record = self.lifecycle.resolve(&principal, Some(&scope), &init.sandbox).await?;
         let slot = admit(&self.sessions, &init.authorization_token, record.id()).await?;
         let wish = Wish {
@@ -116,10 +121,16 @@ fn target(init: &TcpForwardInit) -> Result<Target, CallError> {
         Some(tcp_forward_init::Target::Ssh(_)) => Ok(Target::Ssh),
         Some(tcp_forward_init::Target::Tcp(tcp)) => {
             let host = loopback(&tcp.host).ok_or_else(|| {
-                CallError::invalid("init.tcp.host", "is not a loopback address; give 127.0.0.1, ::1 or localhost")
+                CallError::invalid(
+                    "init.tcp.host",
+                    "is not a loopback address; give 127.0.0.1, ::1 or localhost",
+                )
             })?;
             let port = u16::try_from(tcp.port).ok().filter(|port| *port != 0).ok_or_else(|| {
-                CallError::invalid("init.tcp.port", format!("is {}, not between 1 and 65535", tcp.port))
+                CallError::invalid(
+                    "init.tcp.port",
+                    format!("is {}, not between 1 and 65535", tcp.port),
+                )
             })?;
             Ok(Target::Tcp { host: host.into(), port })
         }
@@ -154,8 +165,14 @@ mod tests {
             assert!(matches!(target(&tcp(host, 80)), Ok(Target::Tcp { port: 80, .. })), "{host}");
         }
         for (host, port) in [
-            ("10.0.0.1", 80), ("example.com", 80), ("", 80), ("0.0.0.0", 80), ("::", 80),
-            ("localhost.evil", 80), ("127.0.0.1", 0), ("127.0.0.1", 65_536),
+            ("10.0.0.1", 80),
+            ("example.com", 80),
+            ("", 80),
+            ("0.0.0.0", 80),
+            ("::", 80),
+            ("localhost.evil", 80),
+            ("127.0.0.1", 0),
+            ("127.0.0.1", 65_536),
         ] {
             assert!(target(&tcp(host, port)).is_err(), "{host}:{port}");
         }

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use postern_proto::v1::{
-    ComputeDriverInfo, GetCurrentUserResponse, GetGatewayInfoResponse, HealthResponse, ServiceStatus,
+    ComputeDriverInfo, GetCurrentUserResponse, GetGatewayInfoResponse, HealthResponse,
+    ServiceStatus,
 };
 
 use crate::auth::Principal;
@@ -27,10 +28,7 @@ impl GatewayInfo {
     /// Answers `Health`.
     #[must_use]
     pub fn health(&self) -> HealthResponse {
-        HealthResponse {
-            status: (self.status)().into(),
-            version: VERSION.to_owned(),
-        }
+        HealthResponse { status: (self.status)().into(), version: VERSION.to_owned() }
     }
 
     /// Answers `GetGatewayInfo`.

@@ -26,7 +26,8 @@ pub async fn serve(registry: &Registry, request: Request<Body>) -> Response<Body
     match claim(registry, request).await {
         Ok(body) => body.into_response().map(Body::new),
         Err(status) => {
-            metrics::counter!("relay_claims_total", "result" => code_label(status.code())).increment(1);
+            metrics::counter!("relay_claims_total", "result" => code_label(status.code()))
+                .increment(1);
             status.into_http()
         }
     }
@@ -40,7 +41,11 @@ async fn claim(registry: &Registry, request: Request<Body>) -> Result<SplicedBod
     let channel_id = match frame.payload {
         Some(relay_frame::Payload::Init(init)) if !init.channel_id.is_empty() => init.channel_id,
         _ => {
-            return Err(CallError::invalid("init.channel_id", "expected RelayInit with a channel id first").into());
+            return Err(CallError::invalid(
+                "init.channel_id",
+                "expected RelayInit with a channel id first",
+            )
+            .into());
         }
     };
     let claimant = Claimant::Sandbox(sandbox.sandbox_id.as_str().into());
@@ -57,12 +62,12 @@ async fn claim(registry: &Registry, request: Request<Body>) -> Result<SplicedBod
 pub(super) async fn first_message<M: Message + Default>(
     body: Body,
 ) -> Result<(M, Prefixed<Body>), Status> {
-    let read = timeout(INIT_DEADLINE, read_first_message(body, FIRST_MESSAGE_MAX))
-        .await
-        .map_err(|_| CallError::DeadlineExceeded {
+    let read = timeout(INIT_DEADLINE, read_first_message(body, FIRST_MESSAGE_MAX)).await.map_err(
+        |_| CallError::DeadlineExceeded {
             what: "the first message of the stream".into(),
             waited: INIT_DEADLINE,
-        })?;
+        },
+    )?;
     read.map_err(|error| Status::new(error.code(), error.to_string()))
 }
 

@@ -129,7 +129,8 @@ impl Shared {
         if request.method() != Method::GET && request.method() != Method::HEAD {
             return plain(StatusCode::METHOD_NOT_ALLOWED);
         }
-        let mut response = Response::new(Body::new(http_body_util::Full::from(document.to_string())));
+        let mut response =
+            Response::new(Body::new(http_body_util::Full::from(document.to_string())));
         let json = http::HeaderValue::from_static("application/json");
         response.headers_mut().insert(header::CONTENT_TYPE, json);
         response
@@ -137,8 +138,7 @@ impl Shared {
 }
 
 fn is_implemented(path: &str) -> bool {
-    path.strip_prefix(SERVICE)
-        .is_some_and(|method| IMPLEMENTED.contains(&method))
+    path.strip_prefix(SERVICE).is_some_and(|method| IMPLEMENTED.contains(&method))
 }
 
 fn unimplemented(path: &str) -> Response<Body> {

@@ -112,7 +112,12 @@ impl Address {
 
     /// How a caller reached the gateway: by the authority of its request, else by the socket it came in at.
     #[must_use]
-    pub fn of_request(uri: &Uri, headers: &http::HeaderMap, local: std::net::SocketAddr, tls: bool) -> Self {
+    pub fn of_request(
+        uri: &Uri,
+        headers: &http::HeaderMap,
+        local: std::net::SocketAddr,
+        tls: bool,
+    ) -> Self {
         let scheme = if tls { "https" } else { "http" };
         let from_header = || headers.get(http::header::HOST)?.to_str().ok()?.parse().ok();
         let authority: Option<http::uri::Authority> = uri.authority().cloned().or_else(from_header);

@@ -103,9 +103,6 @@ impl Supervisors {
             instance_id = %peer.instance_id, superseded_older = registration.superseded_older,
             "supervisor session accepted"
         );
-        if registration.superseded_older {
-            metrics::counter!("session_supersedes_total").increment(1);
-        }
         let (end, ended) = oneshot::channel();
         let watch = Watch {
             supervisors: self.clone(),
@@ -130,10 +127,10 @@ impl Supervisors {
             // Peers that read whole seconds take zero for "as fast as you can".
             heartbeat_interval_secs: seconds.max(1),
             heartbeat_interval: prost_types::Duration::try_from(self.heartbeat).ok(),
-            postern: hello.postern.as_ref().map(|_| PosternAccepted {
-                revision: EXTENSION_REVISION,
-                reauthenticate: true,
-            }),
+            postern: hello
+                .postern
+                .as_ref()
+                .map(|_| PosternAccepted { revision: EXTENSION_REVISION, reauthenticate: true }),
             ..SessionAccepted::default()
         }
     }
@@ -144,16 +141,9 @@ impl Supervisors {
             return Ok(());
         }
         let fresh = sandbox.issued_at.is_some_and(|issued| {
-            self.clock
-                .now()
-                .duration_since(issued)
-                .is_ok_and(|age| age <= RECORD_GRACE)
+            self.clock.now().duration_since(issued).is_ok_and(|age| age <= RECORD_GRACE)
         });
-        if fresh {
-            Ok(())
-        } else {
-            Err(CallError::no_sandbox(&sandbox.sandbox_id))
-        }
+        if fresh { Ok(()) } else { Err(CallError::no_sandbox(&sandbox.sandbox_id)) }
     }
 
     /// When the token of a session ends, on the clock that can be waited for. Tokens are taken for a leeway longer.
@@ -173,7 +163,9 @@ impl std::fmt::Debug for Supervisors {
     }
 }
 
-async fn read_hello(inbound: &mut Streaming<SupervisorMessage>) -> Result<SupervisorHello, CallError> {
+async fn read_hello(
+    inbound: &mut Streaming<SupervisorMessage>,
+) -> Result<SupervisorHello, CallError> {
     let first = timeout(HELLO_DEADLINE, inbound.message())
         .await
         .map_err(|_| CallError::DeadlineExceeded {
@@ -183,7 +175,9 @@ async fn read_hello(inbound: &mut Streaming<SupervisorMessage>) -> Result<Superv
         .map_err(|status| CallError::invalid("hello", status.message()))?;
     match first.and_then(|message| message.payload) {
         Some(supervisor_message::Payload::Hello(hello)) => Ok(hello),
-        Some(_) => Err(CallError::invalid("payload", "expected SupervisorHello as the first message")),
+        Some(_) => {
+            Err(CallError::invalid("payload", "expected SupervisorHello as the first message"))
+        }
         None => Err(CallError::invalid("hello", "the stream was closed before SupervisorHello")),
     }
 }

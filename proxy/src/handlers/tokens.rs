@@ -38,11 +38,7 @@ impl Tokens {
     /// Mints with `issuer`.
     #[must_use]
     pub fn new(issuer: Arc<SandboxTokenIssuer>, clock: WallClock) -> Self {
-        Self {
-            issuer,
-            clock,
-            recent: Arc::default(),
-        }
+        Self { issuer, clock, recent: Arc::default() }
     }
 
     /// A fresh token for the sandbox that is calling. `exists` says whether its record is still there.
@@ -80,16 +76,11 @@ impl Tokens {
         let mut recent = self.recent.lock();
         if recent.len() >= REMEMBERED && !recent.contains_key(sandbox_id) {
             recent.retain(|_, times| {
-                times
-                    .back()
-                    .is_some_and(|last| now.duration_since(*last) < REFRESH_WINDOW)
+                times.back().is_some_and(|last| now.duration_since(*last) < REFRESH_WINDOW)
             });
         }
         let times = recent.entry(sandbox_id.to_owned()).or_default();
-        while times
-            .front()
-            .is_some_and(|first| now.duration_since(*first) >= REFRESH_WINDOW)
-        {
+        while times.front().is_some_and(|first| now.duration_since(*first) >= REFRESH_WINDOW) {
             times.pop_front();
         }
         if times.len() >= MAX_REFRESHES {
@@ -109,9 +100,7 @@ impl Tokens {
 }
 
 fn unix_milliseconds(time: SystemTime) -> i64 {
-    let since = time
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
@@ -133,7 +122,10 @@ mod tests {
         Principal::Sandbox(SandboxPrincipal::new("s"))
     }
 
-    async fn refresh(tokens: &Tokens, principal: &Principal) -> Result<RefreshSandboxTokenResponse, CallError> {
+    async fn refresh(
+        tokens: &Tokens,
+        principal: &Principal,
+    ) -> Result<RefreshSandboxTokenResponse, CallError> {
         let request = RefreshSandboxTokenRequest::default();
         tokens.refresh(principal, request, async |_: &str| Ok(true)).await
     }

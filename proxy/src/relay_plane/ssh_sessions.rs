@@ -20,8 +20,8 @@ use postern_store::{
 };
 use prost::Message as _;
 
-use crate::auth::clock::WallClock;
 use crate::auth::SshSessionPrincipal;
+use crate::auth::clock::WallClock;
 use crate::call_error::CallError;
 
 /// How long a session lasts unless configured otherwise: a day (OpenShell contract).
@@ -110,12 +110,7 @@ enum Connection {
 impl SshSessions {
     /// Sessions kept in `store`, each lasting `ttl` (zero: until revoked).
     pub fn new(store: Arc<dyn ObjectStore>, ttl: Duration, clock: WallClock) -> Self {
-        Self {
-            store,
-            clock,
-            ttl: (!ttl.is_zero()).then_some(ttl),
-            live: Arc::default(),
-        }
+        Self { store, clock, ttl: (!ttl.is_zero()).then_some(ttl), live: Arc::default() }
     }
 
     /// Makes a session for `sandbox_id` on behalf of `subject`. On disk when this returns.
@@ -142,9 +137,7 @@ impl SshSessions {
         };
         let object = NewObject::new(&key.0, WORKSPACE, &key.0, record.encode_to_vec())
             .with_labels([(SANDBOX_LABEL.to_owned(), sandbox_id.to_owned())]);
-        self.store
-            .put(Kind::SshSession, object, Precondition::MustCreate)
-            .await?;
+        self.store.put(Kind::SshSession, object, Precondition::MustCreate).await?;
         Ok(Created { token, expires_at })
     }
 
@@ -170,9 +163,7 @@ impl SshSessions {
         let found = self.store.get(Kind::SshSession, &key.0).await?;
         let object = found.ok_or(SshSessionError::Refused)?;
         let session = decode(&object).ok_or(SshSessionError::Refused)?;
-        let ended = session
-            .expires_at
-            .is_some_and(|end| end <= self.clock.now());
+        let ended = session.expires_at.is_some_and(|end| end <= self.clock.now());
         if ended {
             return Err(SshSessionError::Refused);
         }
@@ -193,11 +184,7 @@ impl SshSessions {
         }
         mine.insert(number, Connection::Opening);
         drop(slots);
-        Ok(Slot {
-            live: Arc::clone(&self.live),
-            key,
-            number,
-        })
+        Ok(Slot { live: Arc::clone(&self.live), key, number })
     }
 
     /// Ends a session and cuts its connections; `false` when there was none.
@@ -221,10 +208,7 @@ impl SshSessions {
         let Ok(labels) = selector else {
             return Ok(0);
         };
-        let query = ListQuery {
-            labels,
-            ..ListQuery::default()
-        };
+        let query = ListQuery { labels, ..ListQuery::default() };
         self.remove_where(query, |_| true).await
     }
 
@@ -235,8 +219,7 @@ impl SshSessions {
     pub async fn reap(&self) -> Result<u64, SshSessionError> {
         let now = self.clock.now();
         let ended = |object: &StoredObject| {
-            decode(object)
-                .is_none_or(|session| session.expires_at.is_some_and(|end| end <= now))
+            decode(object).is_none_or(|session| session.expires_at.is_some_and(|end| end <= now))
         };
         self.remove_where(ListQuery::default(), ended).await
     }
@@ -287,9 +270,8 @@ fn decode(object: &StoredObject) -> Option<SshSessionPrincipal> {
         Some(time) => Some(SystemTime::try_from(time).ok()?),
         None => None,
     };
-    let subject = record
-        .metadata
-        .and_then(|mut metadata| metadata.annotations.remove(SUBJECT_ANNOTATION));
+    let subject =
+        record.metadata.and_then(|mut metadata| metadata.annotations.remove(SUBJECT_ANNOTATION));
     Some(SshSessionPrincipal {
         session_id: object.id.clone(),
         sandbox_id: record.sandbox_id,
@@ -339,9 +321,8 @@ impl Slot {
     /// From now on a revocation calls `cut`, once. If the session was revoked meanwhile, `cut` is called now.
     pub fn arm(&self, cut: impl FnOnce() + Send + 'static) {
         let mut slots = self.live.slots.lock();
-        let mine = slots
-            .get_mut(&self.key)
-            .and_then(|connections| connections.get_mut(&self.number));
+        let mine =
+            slots.get_mut(&self.key).and_then(|connections| connections.get_mut(&self.number));
         match mine {
             Some(connection @ Connection::Opening) => *connection = Connection::Open(Box::new(cut)),
             _ => {

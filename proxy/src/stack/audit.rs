@@ -9,8 +9,8 @@ use postern_layers::ocsf::object::{
     Actor, Endpoint, HttpRequest, Peers, Service, Traffic, Url, User as AuditUser,
 };
 use postern_layers::ocsf::{
-    AuditRelay, Authentication, ConnectionActivity, Event, LogonActivity, NetworkActivity, Recorder,
-    RelayOutcome, Severity, SshActivity, Status, Verdict,
+    AuditRelay, Authentication, ConnectionActivity, Event, LogonActivity, NetworkActivity,
+    Recorder, RelayOutcome, Severity, SshActivity, Status, Verdict,
 };
 use postern_layers::refuse::Refusal;
 use postern_proto::authorization::AuthorizationTable;

@@ -22,8 +22,15 @@ use crate::config::SSH_CLASS;
 use crate::relay_plane::{OpenError, OpenedRelay, RelayKind, RelayRequest};
 
 /// The `trace` layer: one span per call, its end told at debug level.
-pub(super) type CallTrace =
-    TraceLayer<SharedClassifier<GrpcErrorsAsFailures>, CallSpan, (), DefaultOnResponse, (), (), DefaultOnFailure>;
+pub(super) type CallTrace = TraceLayer<
+    SharedClassifier<GrpcErrorsAsFailures>,
+    CallSpan,
+    (),
+    DefaultOnResponse,
+    (),
+    (),
+    DefaultOnFailure,
+>;
 
 /// Makes the span of a call.
 #[derive(Clone, Copy, Debug)]
@@ -111,12 +118,14 @@ impl ObserveCall for ObservedCall {
             let code = end.grpc.unwrap_or(Code::Cancelled).name();
             let labels = [("method", self.label), ("code", code.to_owned())];
             metrics::counter!("openshell_server_grpc_requests_total", &labels).increment(1);
-            metrics::histogram!("openshell_server_grpc_request_duration_seconds", &labels).record(seconds);
+            metrics::histogram!("openshell_server_grpc_request_duration_seconds", &labels)
+                .record(seconds);
         } else {
             let status = end.status.map_or(0, |status| status.as_u16());
             let labels = [("path", self.label), ("status", status.to_string())];
             metrics::counter!("openshell_server_http_requests_total", &labels).increment(1);
-            metrics::histogram!("openshell_server_http_request_duration_seconds", &labels).record(seconds);
+            metrics::histogram!("openshell_server_http_request_duration_seconds", &labels)
+                .record(seconds);
         }
     }
 }
@@ -143,7 +152,8 @@ impl ObserveRelay<RelayRequest, OpenedRelay, OpenError> for RelayObserver {
         {
             metrics::counter!("ssh_limit_refusals_total", "limit" => "relay_caps").increment(1);
         }
-        metrics::counter!("relay_opens_total", "kind" => kind.as_str(), "result" => result).increment(1);
+        metrics::counter!("relay_opens_total", "kind" => kind.as_str(), "result" => result)
+            .increment(1);
         if result == "ok" {
             metrics::histogram!("relay_open_duration_seconds", "kind" => kind.as_str())
                 .record(after.as_secs_f64());
@@ -159,9 +169,12 @@ impl OnRelayEnd for RelayEndObserver {
             EndKind::Clean => "clean",
             EndKind::Reset { .. } => "reset",
         };
-        metrics::histogram!("relay_duration_seconds", "end" => how).record(end.duration.as_secs_f64());
-        metrics::counter!("relay_bytes_total", "direction" => "to_sandbox").increment(end.bytes_to_sandbox);
-        metrics::counter!("relay_bytes_total", "direction" => "from_sandbox").increment(end.bytes_from_sandbox);
+        metrics::histogram!("relay_duration_seconds", "end" => how)
+            .record(end.duration.as_secs_f64());
+        metrics::counter!("relay_bytes_total", "direction" => "to_sandbox")
+            .increment(end.bytes_to_sandbox);
+        metrics::counter!("relay_bytes_total", "direction" => "from_sandbox")
+            .increment(end.bytes_from_sandbox);
         tracing::debug!(
             sandbox_id = %end.info.sandbox_id, channel_id = %end.info.channel_id,
             ended_by = end.ended_by.as_str(), end = ?end.kind,

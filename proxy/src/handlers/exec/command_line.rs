@@ -76,10 +76,14 @@ pub enum InvalidCommand {
         name: String,
     },
     /// The working directory is too long or holds a NUL byte or a line break.
-    #[error("the working directory is longer than {MAX_WORKDIR_BYTES} bytes or holds a NUL byte or a line break")]
+    #[error(
+        "the working directory is longer than {MAX_WORKDIR_BYTES} bytes or holds a NUL byte or a line break"
+    )]
     BadWorkdir,
     /// The line is too long.
-    #[error("the command line has {bytes} bytes, more than {MAX_LINE_BYTES}; send large input as stdin")]
+    #[error(
+        "the command line has {bytes} bytes, more than {MAX_LINE_BYTES}; send large input as stdin"
+    )]
     LongLine {
         /// Its length.
         bytes: usize,
@@ -128,12 +132,7 @@ pub fn command_line(request: &ExecSandboxRequest) -> Result<String, InvalidComma
 #[must_use]
 pub fn preview(command: &[String]) -> String {
     const PREVIEW_CHARACTERS: usize = 120;
-    command
-        .join(" ")
-        .chars()
-        .take(PREVIEW_CHARACTERS)
-        .flat_map(char::escape_default)
-        .collect()
+    command.join(" ").chars().take(PREVIEW_CHARACTERS).flat_map(char::escape_default).collect()
 }
 
 fn check_command(command: &[String]) -> Result<(), InvalidCommand> {
@@ -141,9 +140,7 @@ fn check_command(command: &[String]) -> Result<(), InvalidCommand> {
         return Err(InvalidCommand::Empty);
     }
     if command.len() > MAX_ARGUMENTS {
-        return Err(InvalidCommand::TooManyArguments {
-            count: command.len(),
-        });
+        return Err(InvalidCommand::TooManyArguments { count: command.len() });
     }
     for (index, argument) in command.iter().enumerate() {
         let bytes = argument.len();
@@ -160,9 +157,8 @@ fn check_command(command: &[String]) -> Result<(), InvalidCommand> {
 fn check_environment(environment: &HashMap<String, String>) -> Result<(), InvalidCommand> {
     for (name, value) in environment {
         let mut characters = name.chars();
-        let begins = characters
-            .next()
-            .is_some_and(|first| first.is_ascii_alphabetic() || first == '_');
+        let begins =
+            characters.next().is_some_and(|first| first.is_ascii_alphabetic() || first == '_');
         if !begins || !characters.all(|next| next.is_ascii_alphanumeric() || next == '_') {
             return Err(InvalidCommand::BadName { name: name.clone() });
         }
@@ -230,10 +226,8 @@ mod tests {
     fn directory_then_sorted_variables_then_words() {
         let mut given = request(&["printf", "%s", "it's"]);
         given.workdir = "/tmp/a b".to_owned();
-        given.environment = HashMap::from([
-            ("B".to_owned(), "2".to_owned()),
-            ("A".to_owned(), "$(x)".to_owned()),
-        ]);
+        given.environment =
+            HashMap::from([("B".to_owned(), "2".to_owned()), ("A".to_owned(), "$(x)".to_owned())]);
         assert_eq!(
             command_line(&given).unwrap(),
             r"cd -- '/tmp/a b' && A='$(x)' B='2' 'printf' '%s' 'it'\''s'"

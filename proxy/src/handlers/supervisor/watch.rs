@@ -156,7 +156,10 @@ impl Watch {
                 if !result.success {
                     let taken = registry.relay_open_result(sandbox_id, &result);
                     tracing::info!(
-                        sandbox_id, channel_id = result.channel_id, error = result.error, taken,
+                        sandbox_id,
+                        channel_id = result.channel_id,
+                        error = result.error,
+                        taken,
                         "supervisor could not open a relay"
                     );
                 }
@@ -170,7 +173,10 @@ impl Watch {
                     code,
                 );
                 tracing::debug!(
-                    sandbox_id, channel_id = close.channel_id, reason = close.reason, cut,
+                    sandbox_id,
+                    channel_id = close.channel_id,
+                    reason = close.reason,
+                    cut,
                     "supervisor closed a relay"
                 );
             }

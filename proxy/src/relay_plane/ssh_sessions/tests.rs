@@ -11,18 +11,13 @@ struct Setup {
 }
 
 async fn setup(ttl: Duration) -> Setup {
-    let store: Arc<dyn ObjectStore> =
-        Arc::new(SqliteStore::open("sqlite::memory:").await.unwrap());
+    let store: Arc<dyn ObjectStore> = Arc::new(SqliteStore::open("sqlite::memory:").await.unwrap());
     let seconds = Arc::new(AtomicU64::new(1_000_000));
     let time = Arc::clone(&seconds);
     let clock = WallClock::from_fn(move || {
         SystemTime::UNIX_EPOCH + Duration::from_secs(time.load(Ordering::SeqCst))
     });
-    Setup {
-        sessions: SshSessions::new(Arc::clone(&store), ttl, clock),
-        store,
-        seconds,
-    }
+    Setup { sessions: SshSessions::new(Arc::clone(&store), ttl, clock), store, seconds }
 }
 
 fn counter() -> (Arc<AtomicU32>, impl Fn() -> Box<dyn FnOnce() + Send>) {
@@ -44,11 +39,7 @@ async fn a_token_finds_its_session_and_is_not_on_disk() {
     assert!(!format!("{created:?}").contains(created.token.expose().as_str()));
     let found = setup.sessions.find(created.token.expose()).await.unwrap();
     assert_eq!((found.sandbox_id.as_str(), found.subject.as_str()), ("sb", "ada"));
-    let page = setup
-        .store
-        .list(Kind::SshSession, ListQuery::default())
-        .await
-        .unwrap();
+    let page = setup.store.list(Kind::SshSession, ListQuery::default()).await.unwrap();
     let token = created.token.expose().as_bytes();
     assert!(!page.objects[0].payload.windows(token.len()).any(|part| part == token));
     for bad in ["", "x", &"y".repeat(300)] {
