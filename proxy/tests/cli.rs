@@ -26,7 +26,7 @@ fn status_says_who_and_where() {
 fn a_gateway_that_is_not_there_is_told_with_what_to_do() {
     let folder = tempfile::tempdir().expect("a folder");
     let output = finish(
-        std::process::Command::new(env!("CARGO_BIN_EXE_postern"))
+        up::postern()
             .arg("status")
             .env("XDG_CONFIG_HOME", folder.path())
             .env_remove("OPENSHELL_GATEWAY"),
@@ -41,7 +41,7 @@ fn gateways_are_listed_selected_and_removed() {
     let gateway = Up::shared();
     let own = tempfile::tempdir().expect("a folder");
     let run = |arguments: &[&str]| {
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_postern"));
+        let mut command = up::postern();
         command.args(arguments).env("XDG_CONFIG_HOME", own.path()).env_remove("OPENSHELL_GATEWAY");
         finish(&mut command)
     };
@@ -192,7 +192,7 @@ fn certificates_for_a_gateway_of_ones_own() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("pki");
     let output = finish(
-        std::process::Command::new(env!("CARGO_BIN_EXE_postern"))
+        up::postern()
             .args(["certs", "--server-san", "gateway.example"])
             .arg(&path),
     );

@@ -216,7 +216,7 @@ fn a_bad_config_is_refused_whole() {
     .expect("writes");
     for command in [["check"].as_slice(), ["gateway", "--config"].as_slice()] {
         let output = finish(
-            std::process::Command::new(env!("CARGO_BIN_EXE_postern")).args(command).arg(&path),
+            up::postern().args(command).arg(&path),
         );
         assert_eq!(output.status.code(), Some(2), "{}", shown(&output));
         let text = shown(&output);

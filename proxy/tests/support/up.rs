@@ -14,6 +14,14 @@ use std::time::{Duration, Instant};
 /// How long something may take on a loaded machine before the test fails.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The `postern` under test: the one `scripts/test` built for release, else the one cargo built for
+/// this test. Gigabytes through a debug build take minutes.
+pub fn postern() -> Command {
+    let program = std::env::var_os("POSTERN_TEST_PROGRAM")
+        .unwrap_or_else(|| env!("CARGO_BIN_EXE_postern").into());
+    Command::new(program)
+}
+
 /// Sandboxes need the rights of root here: their own user, PID, mount and network namespaces.
 pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
@@ -83,7 +91,7 @@ impl Up {
             .append(true)
             .open(folder.join("up.log"))
             .expect("a log file");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_postern"))
+        let mut child = postern()
             .args(["up", "--exit-with-stdin", "--state-dir"])
             .arg(folder.join("s"))
             .args(arguments)
@@ -134,7 +142,7 @@ impl Up {
 
     /// The command line of a user who has this gateway registered.
     pub fn postern(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_postern"));
+        let mut command = postern();
         command.args(arguments);
         self.as_user(&mut command);
         command
