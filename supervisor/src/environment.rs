@@ -32,11 +32,7 @@ const MAX_PYTHON_FUNCTION: usize = 128 * 1024 - 32;
 /// The login shell of the agent: bash, or what every Unix has.
 #[must_use]
 pub fn login_shell() -> &'static str {
-    if Path::new("/bin/bash").exists() {
-        "/bin/bash"
-    } else {
-        "/bin/sh"
-    }
+    if Path::new("/bin/bash").exists() { "/bin/bash" } else { "/bin/sh" }
 }
 
 /// The variables that every command of one sandbox starts with.
@@ -62,7 +58,10 @@ impl Environment {
             if is_name(name) && !is_reserved(name) && !value.contains('\0') {
                 variables.insert(name.clone(), value.clone());
             } else {
-                tracing::warn!(name, "a variable of the sandbox is not passed on: its name is reserved or impossible");
+                tracing::warn!(
+                    name,
+                    "a variable of the sandbox is not passed on: its name is reserved or impossible"
+                );
             }
         }
         Self { variables }
@@ -75,9 +74,7 @@ impl Environment {
             self.variables.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         all.insert("TERM", terminal);
         all.extend(channel.0.iter().map(|(k, v)| (k.as_str(), v.as_str())));
-        all.iter()
-            .map(|(name, value)| format!("{name}={value}").into_bytes())
-            .collect()
+        all.iter().map(|(name, value)| format!("{name}={value}").into_bytes()).collect()
     }
 }
 

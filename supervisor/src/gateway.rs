@@ -71,9 +71,7 @@ fn tls(files: &TlsFiles) -> Result<Arc<rustls::ClientConfig>, GatewayError> {
     };
     let mut roots = rustls::RootCertStore::empty();
     for certificate in certificates("certificate authority", &files.authority)? {
-        roots
-            .add(certificate)
-            .map_err(|source| GatewayError::Tls { source })?;
+        roots.add(certificate).map_err(|source| GatewayError::Tls { source })?;
     }
     let chain = certificates("certificate", &files.certificate)?;
     let key = PrivateKeyDer::from_pem_file(&files.key)
@@ -81,11 +79,7 @@ fn tls(files: &TlsFiles) -> Result<Arc<rustls::ClientConfig>, GatewayError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .and_then(|builder| {
-            builder
-                .with_root_certificates(roots)
-                .with_client_auth_cert(chain, key)
-        })
+        .and_then(|builder| builder.with_root_certificates(roots).with_client_auth_cert(chain, key))
         .map_err(|source| GatewayError::Tls { source })?;
     Ok(Arc::new(config))
 }
@@ -94,13 +88,13 @@ fn certificates(
     what: &'static str,
     path: &std::path::Path,
 ) -> Result<Vec<CertificateDer<'static>>, GatewayError> {
-    CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| GatewayError::Certificate {
+    CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>).map_err(
+        |error| GatewayError::Certificate {
             what,
             path: path.display().to_string(),
             source: io::Error::other(error),
-        })
+        },
+    )
 }
 
 /// The gateway as everything but the session sees it. Clones share it.
@@ -111,9 +105,7 @@ pub struct Gateway {
 
 impl Default for Gateway {
     fn default() -> Self {
-        Self {
-            current: watch::Sender::new(None),
-        }
+        Self { current: watch::Sender::new(None) }
     }
 }
 

@@ -29,11 +29,11 @@ mod tree;
 mod wire;
 
 pub use report::{Control, IsolationReport};
-pub(crate) use wire::{ModeMessage, SizeMessage};
 pub use sandbox::{
     Exit, IsolateError, Launched, Process, Program, Reexec, Sandbox, Setup, SpawnSpec, Stdio,
     TerminalSize,
 };
+pub(crate) use wire::{ModeMessage, SizeMessage};
 
 /// Name of the hidden mode in which this program becomes a sandbox's init.
 pub(crate) const INIT_MODE: &str = "sandbox-init";

@@ -35,9 +35,8 @@ pub(crate) const MAX_MESSAGE: usize = 8 * 1024;
 const MAX_FIELDS: usize = 32;
 
 /// Where lines of this crate's own doing come from; their writer must not feed itself.
-const NOT_PUSHED: [&str; 8] = [
-    "h2", "hyper", "hyper_util", "tonic", "tower", "russh", "rustls", "postern_supervisor::logs",
-];
+const NOT_PUSHED: [&str; 8] =
+    ["h2", "hyper", "hyper_util", "tonic", "tower", "russh", "rustls", "postern_supervisor::logs"];
 
 /// Writes lines. Clones write to the same queue.
 #[derive(Debug, Clone)]
@@ -67,15 +66,8 @@ pub struct LogPush {
 pub fn queue() -> (LogQueue, LogPush) {
     let (sender, lines) = mpsc::channel(QUEUE);
     let counters = Arc::new(Counters::default());
-    let queue = LogQueue {
-        lines: sender,
-        counters: Arc::clone(&counters),
-    };
-    let push = LogPush {
-        lines,
-        gathered: Vec::with_capacity(BATCH),
-        counters,
-    };
+    let queue = LogQueue { lines: sender, counters: Arc::clone(&counters) };
+    let push = LogPush { lines, gathered: Vec::with_capacity(BATCH), counters };
     (queue, push)
 }
 
@@ -191,7 +183,9 @@ impl LogPush {
         {
             let line = SandboxLogLine {
                 level: "WARN".to_owned(),
-                message: format!("{dropped} log lines were dropped: the gateway did not take them in time"),
+                message: format!(
+                    "{dropped} log lines were dropped: the gateway did not take them in time"
+                ),
                 target: "postern_supervisor".to_owned(),
                 fields: HashMap::new(),
                 ..first.clone()
@@ -201,10 +195,7 @@ impl LogPush {
         for line in &mut logs {
             sandbox_id.clone_into(&mut line.sandbox_id);
         }
-        room.send(PushSandboxLogsRequest {
-            sandbox_id: sandbox_id.to_owned(),
-            logs,
-        });
+        room.send(PushSandboxLogsRequest { sandbox_id: sandbox_id.to_owned(), logs });
         self.counters.settle(count);
         true
     }

@@ -59,11 +59,7 @@ impl Main {
         };
         let (process, stdio) = sandbox.spawn(spec).await?;
         let output = match stdio {
-            Stdio::Pipes {
-                input,
-                output,
-                error,
-            } => {
+            Stdio::Pipes { input, output, error } => {
                 if settings.interactive {
                     tokio::spawn(feed(input));
                 }
@@ -83,11 +79,7 @@ impl Main {
                 })
             }
         };
-        Ok(Self {
-            process,
-            output,
-            terminal,
-        })
+        Ok(Self { process, output, terminal })
     }
 
     /// Waits until it has ended; `None` when the sandbox ended first. Cancel safe.
@@ -187,7 +179,9 @@ pub async fn report(gateway: &Gateway, identity: &Identity, exit: Exit) {
             Err(status) if is_final(status.code()) => {
                 return tracing::warn!(code = ?status.code(), "the gateway does not want to know how the main process ended");
             }
-            Err(status) => tracing::debug!(code = ?status.code(), "the end of the main process is not reported yet"),
+            Err(status) => {
+                tracing::debug!(code = ?status.code(), "the end of the main process is not reported yet")
+            }
         }
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(LONGEST_WAIT);

@@ -113,10 +113,7 @@ pub fn run(
         // A sandbox's supervisor is one of many on its machine.
         .worker_threads(2)
         .build()
-        .map_err(|source| RunError::Setup {
-            what: "the runtime",
-            source,
-        })?;
+        .map_err(|source| RunError::Setup { what: "the runtime", source })?;
     let result = runtime.block_on(supervise(settings, launched, logs, push));
     // Blocking reads of our own standard input would hold it up for ever.
     runtime.shutdown_background();
@@ -129,16 +126,10 @@ fn lock(path: &Path) -> Result<Flock<fs::File>, RunError> {
         path: path.display().to_string(),
         source,
     };
-    let file = fs::File::options()
-        .create(true)
-        .append(true)
-        .open(path)
-        .map_err(unusable)?;
+    let file = fs::File::options().create(true).append(true).open(path).map_err(unusable)?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
         if errno == nix::errno::Errno::EWOULDBLOCK {
-            RunError::Locked {
-                path: path.display().to_string(),
-            }
+            RunError::Locked { path: path.display().to_string() }
         } else {
             unusable(errno.into())
         }
@@ -166,9 +157,8 @@ fn prepare(state: &Path, settings: &Settings) -> Result<(), RunError> {
 }
 
 fn setup(settings: &Settings) -> Setup {
-    let name = [&settings.sandbox_name, &settings.sandbox_id]
-        .into_iter()
-        .find(|name| !name.is_empty());
+    let name =
+        [&settings.sandbox_name, &settings.sandbox_id].into_iter().find(|name| !name.is_empty());
     Setup {
         uid: settings.uid,
         gid: settings.gid,
@@ -242,7 +232,19 @@ async fn supervise(
     };
     tracing::info!(?exit, "the main process ended");
     main.output_taken().await;
-    Ok(conclude(link.as_ref(), &logs, exit, &mut stop_signals).await)
+    let mark = settings.state.as_deref();
+    Ok(conclude(link.as_ref(), &logs, exit, mark, &mut stop_signals).await)
+}
+
+/// File below the sandbox's state directory that tells its driver that the main process's end was
+/// reported, with the exit code in decimal: without it, the end of the supervisor is a crash.
+const MAIN_PROCESS_EXITED: &str = "main-process-exited";
+
+fn mark_main_process_exited(state: Option<&Path>, exit: Exit) {
+    let Some(state) = state else { return };
+    if let Err(error) = std::fs::write(state.join(MAIN_PROCESS_EXITED), exit.code().to_string()) {
+        tracing::warn!(%error, "the driver will take the end of the main process for a crash");
+    }
 }
 
 /// Tells the gateway of the end, lets clients and logs finish, and gives the exit code.
@@ -250,6 +252,7 @@ async fn conclude(
     link: Option<&Link>,
     logs: &LogQueue,
     exit: Exit,
+    state: Option<&Path>,
     stop_signals: &mut StopSignals,
 ) -> i32 {
     let Some(link) = link else {
@@ -257,6 +260,7 @@ async fn conclude(
     };
     let farewell = async {
         main_process::report(&link.gateway, &link.identity, exit).await;
+        mark_main_process_exited(state, exit);
         // Bounded: a client that reads nothing does not keep the sandbox.
         let _ = tokio::time::timeout(RELAY_DRAIN, link.relays.idle()).await;
         logs.drained(LOG_DRAIN).await;
@@ -293,10 +297,7 @@ fn serve_ssh(
 async fn serve_health(port: u16) -> Result<(), RunError> {
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))
         .await
-        .map_err(|source| RunError::Setup {
-            what: "the health port",
-            source,
-        })?;
+        .map_err(|source| RunError::Setup { what: "the health port", source })?;
     let permits = Arc::new(tokio::sync::Semaphore::new(MAX_HEALTH_CHECKS));
     tokio::spawn(async move {
         while let Ok(permit) = Arc::clone(&permits).acquire_owned().await {
@@ -310,7 +311,8 @@ async fn serve_health(port: u16) -> Result<(), RunError> {
                     // What is asked makes no difference; it is read so that closing is no reset.
                     let mut request = [0; 4096];
                     let _ = stream.read(&mut request).await?;
-                    let ok = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\nconnection: close\r\n\r\nok\n";
+                    let ok =
+                        b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\nconnection: close\r\n\r\nok\n";
                     stream.write_all(ok).await
                 };
                 let _ = tokio::time::timeout(Duration::from_secs(5), answer).await;
@@ -361,11 +363,7 @@ impl Link {
         tokio::spawn(keeper.keep_fresh(gateway.clone(), id.clone()));
         let rng = rand::rngs::StdRng::from_rng(&mut rand::rng());
         tokio::spawn(push.run(gateway.clone(), id, rng));
-        Ok(Self {
-            gateway,
-            identity,
-            relays,
-        })
+        Ok(Self { gateway, identity, relays })
     }
 }
 
@@ -396,10 +394,7 @@ struct StopSignals {
 impl StopSignals {
     fn new() -> Result<Self, RunError> {
         let handler = |kind| {
-            signal(kind).map_err(|source| RunError::Setup {
-                what: "a signal handler",
-                source,
-            })
+            signal(kind).map_err(|source| RunError::Setup { what: "a signal handler", source })
         };
         Ok(Self {
             terminate: handler(SignalKind::terminate())?,

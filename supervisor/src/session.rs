@@ -182,27 +182,19 @@ impl Client {
         let _ = outbound.try_send(message(Out::Hello(hello)));
         let opening = async {
             let mut client = Gateway::client(&connection);
-            let mut inbound = client
-                .connect_supervisor(ReceiverStream::new(queue))
-                .await?
-                .into_inner();
+            let mut inbound =
+                client.connect_supervisor(ReceiverStream::new(queue)).await?.into_inner();
             let first = inbound.message().await?;
             Ok::<_, tonic::Status>((inbound, first))
         };
         let (inbound, first) = tokio::time::timeout(ACCEPT_TIMEOUT, opening)
             .await
-            .map_err(|_| SessionEnd::Silent {
-                silent: ACCEPT_TIMEOUT,
-            })?
-            .map_err(|status| SessionEnd::Status {
-                status: Box::new(status),
-            })?;
+            .map_err(|_| SessionEnd::Silent { silent: ACCEPT_TIMEOUT })?
+            .map_err(|status| SessionEnd::Status { status: Box::new(status) })?;
         let accepted = match first.and_then(|message| message.payload) {
             Some(In::SessionAccepted(accepted)) => accepted,
             Some(In::SessionRejected(rejected)) => {
-                return Err(SessionEnd::Rejected {
-                    reason: rejected.reason,
-                });
+                return Err(SessionEnd::Rejected { reason: rejected.reason });
             }
             Some(_) => return Err(SessionEnd::Unexpected),
             None => return Err(SessionEnd::Closed),
@@ -299,7 +291,11 @@ impl Client {
                     let config = config.into_inner();
                     if known != Some((config.version, config.config_revision)) {
                         known = Some((config.version, config.config_revision));
-                        tracing::info!(version = config.version, revision = config.config_revision, "the sandbox's configuration");
+                        tracing::info!(
+                            version = config.version,
+                            revision = config.config_revision,
+                            "the sandbox's configuration"
+                        );
                     }
                 }
                 Err(status) if status.code() == Code::Unimplemented => {
@@ -326,10 +322,7 @@ struct Live {
 /// Hands a heartbeat to the transport; false when that was not possible within one interval.
 async fn heartbeat(outbound: &mpsc::Sender<SupervisorMessage>, interval: Duration) -> bool {
     let beat = message(Out::Heartbeat(SupervisorHeartbeat {}));
-    matches!(
-        tokio::time::timeout(interval, outbound.send(beat)).await,
-        Ok(Ok(()))
-    )
+    matches!(tokio::time::timeout(interval, outbound.send(beat)).await, Ok(Ok(())))
 }
 
 fn heartbeat_interval(accepted: &SessionAccepted) -> Duration {
@@ -347,9 +340,7 @@ fn heartbeat_interval(accepted: &SessionAccepted) -> Duration {
 }
 
 fn message(payload: Out) -> SupervisorMessage {
-    SupervisorMessage {
-        payload: Some(payload),
-    }
+    SupervisorMessage { payload: Some(payload) }
 }
 
 #[cfg(test)]

@@ -129,10 +129,7 @@ impl Default for MainProcess {
     /// The contract's default: a login shell on a terminal that nobody types on, so that it stays.
     fn default() -> Self {
         let shell = crate::environment::login_shell();
-        Self {
-            command: vec![shell.into(), b"-l".to_vec()],
-            tty: true,
-        }
+        Self { command: vec![shell.into(), b"-l".to_vec()], tty: true }
     }
 }
 
@@ -255,9 +252,7 @@ impl Settings {
             main: main_process(given.command, variable("OPENSHELL_MAIN_PROCESS_SPEC"))?,
             interactive: given.interactive,
             timeout: (given.timeout > 0).then(|| Duration::from_secs(given.timeout)),
-            directory: given
-                .workdir
-                .unwrap_or_else(|| crate::environment::AGENT_HOME.into()),
+            directory: given.workdir.unwrap_or_else(|| crate::environment::AGENT_HOME.into()),
             user_environment: user_environment(variable("OPENSHELL_USER_ENVIRONMENT"))?,
             ssh_socket: given.ssh_socket_path,
             uid: id("POSTERN_AGENT_UID", "OPENSHELL_SANDBOX_UID")?,
@@ -332,21 +327,16 @@ fn gateway(
         reason: format!("{error}; write http://host:port or https://host:port"),
     })?;
     let file = |name| variable(name).map(PathBuf::from);
-    let tls = match (
-        file("OPENSHELL_TLS_CA"),
-        file("OPENSHELL_TLS_CERT"),
-        file("OPENSHELL_TLS_KEY"),
-    ) {
-        (Some(authority), Some(certificate), Some(key)) => Some(TlsFiles {
-            authority,
-            certificate,
-            key,
-        }),
-        _ if endpoint.scheme_str() != Some("https") => None,
-        (None, _, _) => return Err(https_needs("OPENSHELL_TLS_CA")),
-        (_, None, _) => return Err(https_needs("OPENSHELL_TLS_CERT")),
-        (_, _, None) => return Err(https_needs("OPENSHELL_TLS_KEY")),
-    };
+    let tls =
+        match (file("OPENSHELL_TLS_CA"), file("OPENSHELL_TLS_CERT"), file("OPENSHELL_TLS_KEY")) {
+            (Some(authority), Some(certificate), Some(key)) => {
+                Some(TlsFiles { authority, certificate, key })
+            }
+            _ if endpoint.scheme_str() != Some("https") => None,
+            (None, _, _) => return Err(https_needs("OPENSHELL_TLS_CA")),
+            (_, None, _) => return Err(https_needs("OPENSHELL_TLS_CERT")),
+            (_, _, None) => return Err(https_needs("OPENSHELL_TLS_KEY")),
+        };
     let token = variable("OPENSHELL_SANDBOX_TOKEN")
         .map(|token| Source::Value(token.into()))
         .or_else(|| file("OPENSHELL_SANDBOX_TOKEN_FILE").map(Source::File))
@@ -360,10 +350,7 @@ fn gateway(
 }
 
 fn https_needs(missing: &'static str) -> InvalidSettings {
-    InvalidSettings::Incomplete {
-        present: "an https OPENSHELL_ENDPOINT",
-        missing,
-    }
+    InvalidSettings::Incomplete { present: "an https OPENSHELL_ENDPOINT", missing }
 }
 
 fn main_process(
@@ -428,11 +415,8 @@ fn user_environment(text: Option<String>) -> Result<BTreeMap<String, String>, In
 /// What the agent must not see into: the state of all sandboxes and of the gateway beside it, and,
 /// where the agent is not a user of its own, the home directory of the user that it is.
 fn masked(state: Option<&Path>, more: Option<String>) -> Vec<PathBuf> {
-    let mut paths: Vec<PathBuf> = more
-        .iter()
-        .flat_map(|paths| paths.split(':'))
-        .map(PathBuf::from)
-        .collect();
+    let mut paths: Vec<PathBuf> =
+        more.iter().flat_map(|paths| paths.split(':')).map(PathBuf::from).collect();
     if let Some(parent) = state.and_then(Path::parent) {
         paths.push(parent.to_owned());
         if parent.ends_with("sandboxes") {
@@ -459,9 +443,7 @@ mod tests {
             .iter()
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
             .collect();
-        Settings::read(arguments.iter().map(OsString::from), |name| {
-            environment.get(name).cloned()
-        })
+        Settings::read(arguments.iter().map(OsString::from), |name| environment.get(name).cloned())
     }
 
     #[test]
@@ -503,7 +485,16 @@ mod tests {
     #[test]
     fn later_settings_are_taken_and_named() {
         let settings = read(
-            &["--policy-rules", "r", "--upstream-proxy", "http://x", "--upstream-proxy-auth=y", "--mode", "network,process", "sh"],
+            &[
+                "--policy-rules",
+                "r",
+                "--upstream-proxy",
+                "http://x",
+                "--upstream-proxy-auth=y",
+                "--mode",
+                "network,process",
+                "sh",
+            ],
             &[],
         )
         .unwrap();
@@ -559,7 +550,8 @@ mod tests {
 
     #[test]
     fn ids_are_numbers() {
-        let settings = read(&[], &[("OPENSHELL_SANDBOX_UID", "1000"), ("POSTERN_AGENT_UID", "7")]).unwrap();
+        let settings =
+            read(&[], &[("OPENSHELL_SANDBOX_UID", "1000"), ("POSTERN_AGENT_UID", "7")]).unwrap();
         assert_eq!(settings.uid, 7);
         assert!(read(&[], &[("POSTERN_AGENT_GID", "staff")]).is_err());
     }

@@ -91,9 +91,7 @@ fn answer(files: &mut Files, packet: &[u8]) -> Vec<u8> {
     let Ok(id) = fields.u32() else {
         return Reply::status(0, wire::BAD_MESSAGE, "a request without an id");
     };
-    files
-        .handle(kind, id, &mut fields)
-        .unwrap_or_else(|refused| refused.into_reply(id))
+    files.handle(kind, id, &mut fields).unwrap_or_else(|refused| refused.into_reply(id))
 }
 
 #[cfg(test)]

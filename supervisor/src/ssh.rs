@@ -86,7 +86,9 @@ pub enum SshError {
         source: io::Error,
     },
     /// The path is longer than the kernel's limit.
-    #[error("the ssh socket path {path} has {length} bytes, the system takes {MAX_SOCKET_PATH}; choose a shorter one with --ssh-socket-path")]
+    #[error(
+        "the ssh socket path {path} has {length} bytes, the system takes {MAX_SOCKET_PATH}; choose a shorter one with --ssh-socket-path"
+    )]
     LongPath {
         /// The path.
         path: String,
@@ -120,20 +122,11 @@ impl Server {
     pub fn bind(path: &Path, key: PrivateKey, shared: Shared) -> Result<Self, SshError> {
         let length = path.as_os_str().len();
         if length > MAX_SOCKET_PATH {
-            return Err(SshError::LongPath {
-                path: path.display().to_string(),
-                length,
-            });
+            return Err(SshError::LongPath { path: path.display().to_string(), length });
         }
-        let listener = listen(path).map_err(|source| SshError::Socket {
-            path: path.display().to_string(),
-            source,
-        })?;
-        Ok(Self {
-            listener,
-            config: Arc::new(config(key)),
-            shared: Arc::new(shared),
-        })
+        let listener = listen(path)
+            .map_err(|source| SshError::Socket { path: path.display().to_string(), source })?;
+        Ok(Self { listener, config: Arc::new(config(key)), shared: Arc::new(shared) })
     }
 
     /// Serves clients until the future is dropped, which also ends all of them.
@@ -167,11 +160,7 @@ impl Server {
     }
 }
 
-async fn serve_client(
-    config: Arc<russh::server::Config>,
-    shared: Arc<Shared>,
-    stream: UnixStream,
-) {
+async fn serve_client(config: Arc<russh::server::Config>, shared: Arc<Shared>, stream: UnixStream) {
     let flow = flow::Connection::default();
     let handler = connection::Connection::new(shared, flow.clone());
     let throttled = flow::Throttled::new(stream, flow);
@@ -201,10 +190,7 @@ fn config(key: PrivateKey) -> russh::server::Config {
 
 fn listen(path: &Path) -> io::Result<UnixListener> {
     if let Some(directory) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(directory)?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
         fs::set_permissions(directory, fs::Permissions::from_mode(0o700))?;
     }
     match fs::symlink_metadata(path) {

@@ -78,11 +78,7 @@ pub(crate) fn send_packet(
         MsgFlags::MSG_NOSIGNAL,
         None,
     )?;
-    if sent == bytes.len() {
-        Ok(())
-    } else {
-        Err(io::ErrorKind::WriteZero.into())
-    }
+    if sent == bytes.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
 
 /// Receives one packet with its descriptors; an empty packet means that the peer is gone.
@@ -107,10 +103,7 @@ pub(crate) fn recv_packet(
             }
         }
     }
-    if message
-        .flags
-        .intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC)
-    {
+    if message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
             "a packet was longer than the receive buffer",
@@ -128,11 +121,7 @@ pub(crate) fn register(fd: OwnedFd) -> io::Result<tokio::io::unix::AsyncFd<Owned
 /// Opens a stream socket in the network namespace of the caller.
 pub(crate) fn tcp_socket(v6: bool) -> io::Result<OwnedFd> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-    let family = if v6 {
-        AddressFamily::Inet6
-    } else {
-        AddressFamily::Inet
-    };
+    let family = if v6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     Ok(socket(family, SockType::Stream, flags, None)?)
 }
@@ -163,7 +152,9 @@ pub(crate) fn close_from(first: RawFd) -> io::Result<()> {
     let first = libc::c_uint::try_from(first).map_err(|_| io::ErrorKind::InvalidInput)?;
     // SAFETY: close_range touches no memory. The callers are forked children that never return
     // into code that owns a descriptor from `first` on.
-    check(unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) as libc::c_int })?;
+    check(unsafe {
+        libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) as libc::c_int
+    })?;
     Ok(())
 }
 
@@ -238,10 +229,7 @@ pub(crate) fn drop_capabilities() -> io::Result<()> {
         version: u32,
         pid: libc::c_int,
     }
-    let header = Header {
-        version: VERSION_3,
-        pid: 0,
-    };
+    let header = Header { version: VERSION_3, pid: 0 };
     // Two sets of effective, permitted, inheritable.
     let data = [0_u32; 6];
     // SAFETY: version 3 reads one header and two triples of u32, which is what both point to.
@@ -256,9 +244,5 @@ pub(crate) fn exit_now(code: i32) -> ! {
 }
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }

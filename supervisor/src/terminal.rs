@@ -32,9 +32,7 @@ impl Master {
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         use nix::fcntl::{FcntlArg, OFlag, fcntl};
         fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        Ok(Self {
-            terminal: Arc::new(sys::register(fd)?),
-        })
+        Ok(Self { terminal: Arc::new(sys::register(fd)?) })
     }
 
     /// Changes the size; the foreground process group is told by `SIGWINCH`.
@@ -239,12 +237,7 @@ mod tests {
 
     #[test]
     fn sizes_beyond_the_kernels_are_cut() {
-        let size = window_size(SizeMessage {
-            columns: 100_000,
-            rows: 24,
-            width: 0,
-            height: 0,
-        });
+        let size = window_size(SizeMessage { columns: 100_000, rows: 24, width: 0, height: 0 });
         assert_eq!((size.ws_col, size.ws_row), (u16::MAX, 24));
     }
 

@@ -127,11 +127,7 @@ impl Keeper {
     /// A keeper for a source; without one, requests carry no token.
     #[must_use]
     pub fn new(source: Option<Source>) -> Self {
-        Self {
-            source,
-            shared: SharedToken::default(),
-            renewed: watch::Sender::new(None),
-        }
+        Self { source, shared: SharedToken::default(), renewed: watch::Sender::new(None) }
     }
 
     /// What puts the token into requests.
@@ -166,9 +162,7 @@ impl Keeper {
                 let issued = Gateway::client(connection)
                     .issue_sandbox_token(IssueSandboxTokenRequest {})
                     .await
-                    .map_err(|status| TokenError::Refused {
-                        status: Box::new(status),
-                    })?;
+                    .map_err(|status| TokenError::Refused { status: Box::new(status) })?;
                 Token(issued.into_inner().token)
             }
         };
@@ -212,16 +206,11 @@ impl Keeper {
                 return self.obtain(&connection, true).await;
             }
             Err(status) => {
-                return Err(TokenError::Refused {
-                    status: Box::new(status),
-                });
+                return Err(TokenError::Refused { status: Box::new(status) });
             }
         };
-        let token = if answer.sandbox_token.is_empty() {
-            answer.token
-        } else {
-            answer.sandbox_token
-        };
+        let token =
+            if answer.sandbox_token.is_empty() { answer.token } else { answer.sandbox_token };
         let token = Token(token);
         self.use_for_requests(&token)?;
         if let Some(Source::File(path)) = &self.source
@@ -250,9 +239,10 @@ fn renewal_wait(token: &Token, sandbox_id: &str, now: SystemTime) -> Duration {
         return UNKNOWN_WAIT;
     };
     // 0 to 9 %, always the same for one sandbox.
-    let spread = sandbox_id.bytes().fold(0_u32, |sum, byte| {
-        sum.wrapping_mul(31).wrapping_add(u32::from(byte))
-    }) % 10;
+    let spread = sandbox_id
+        .bytes()
+        .fold(0_u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(u32::from(byte)))
+        % 10;
     let wait = remaining / 100 * (RENEW_AT_PERCENT + spread);
     wait.clamp(SHORTEST_WAIT, LONGEST_WAIT)
 }
@@ -262,10 +252,7 @@ fn read(path: &Path) -> Result<Token, TokenError> {
     let mut text = String::new();
     fs::File::open(path)
         .and_then(|file| file.take(MAX_TOKEN).read_to_string(&mut text))
-        .map_err(|source| TokenError::Read {
-            path: path.display().to_string(),
-            source,
-        })?;
+        .map_err(|source| TokenError::Read { path: path.display().to_string(), source })?;
     Ok(Token(text.trim().to_owned()))
 }
 
@@ -273,12 +260,8 @@ fn read(path: &Path) -> Result<Token, TokenError> {
 fn write(path: &Path, token: &Token) -> io::Result<()> {
     let mut staged = path.as_os_str().to_owned();
     staged.push(".new");
-    let mut file = fs::File::options()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&staged)?;
+    let mut file =
+        fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&staged)?;
     file.write_all(token.reveal().as_bytes())?;
     file.sync_all()?;
     fs::rename(&staged, path)
@@ -324,6 +307,8 @@ mod tests {
     #[test]
     fn a_token_does_not_show_itself() {
         let source = Source::Value("topsecret".to_owned().into());
-        assert!(!format!("{source:?} {:?}", Keeper::new(Some(source.clone()))).contains("topsecret"));
+        assert!(
+            !format!("{source:?} {:?}", Keeper::new(Some(source.clone()))).contains("topsecret")
+        );
     }
 }

@@ -153,11 +153,7 @@ fn execute(spawn: &SpawnMessage) -> i32 {
         }
     }
     complain(&format!("{}: {}", String::from_utf8_lossy(name), last.desc()));
-    if last == nix::errno::Errno::ENOENT {
-        NOT_FOUND
-    } else {
-        NOT_EXECUTABLE
-    }
+    if last == nix::errno::Errno::ENOENT { NOT_FOUND } else { NOT_EXECUTABLE }
 }
 
 /// Where a command may be, by the `PATH` it will itself see.
@@ -169,9 +165,7 @@ fn candidates(name: &OsStr, environment: &[Vec<u8>]) -> Vec<PathBuf> {
         .iter()
         .find_map(|variable| variable.strip_prefix(b"PATH="))
         .unwrap_or(crate::environment::DEFAULT_PATH.as_bytes());
-    std::env::split_paths(OsStr::from_bytes(path))
-        .map(|directory| directory.join(name))
-        .collect()
+    std::env::split_paths(OsStr::from_bytes(path)).map(|directory| directory.join(name)).collect()
 }
 
 /// Says on standard error, which belongs to whoever asked for the command, why it does not run.
@@ -192,9 +186,6 @@ mod tests {
             candidates(OsStr::new("ls"), &environment),
             [PathBuf::from("/a/ls"), PathBuf::from("/b/ls")]
         );
-        assert_eq!(
-            candidates(OsStr::new("./ls"), &environment),
-            [PathBuf::from("./ls")]
-        );
+        assert_eq!(candidates(OsStr::new("./ls"), &environment), [PathBuf::from("./ls")]);
     }
 }

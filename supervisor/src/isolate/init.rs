@@ -23,7 +23,9 @@ use super::child::{self, Identity, Streams};
 use super::report::{Ledger, NotEnforced};
 use super::shim;
 use super::tree;
-use super::wire::{self, Event, Order, Outcome, Request, SetupMessage, SpawnMessage, TerminalMessage};
+use super::wire::{
+    self, Event, Order, Outcome, Request, SetupMessage, SpawnMessage, TerminalMessage,
+};
 use crate::sys::{self, Fork};
 use crate::terminal;
 
@@ -58,10 +60,7 @@ enum InitError {
 }
 
 fn step<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> InitError {
-    move |source| InitError::Step {
-        step,
-        source: source.into(),
-    }
+    move |source| InitError::Step { step, source: source.into() }
 }
 
 fn enter() -> Result<(), InitError> {
@@ -92,10 +91,7 @@ fn enter() -> Result<(), InitError> {
             InitError::Step { step, source } => format!("{step}: {source}"),
             InitError::NotEnforced(error) => error.to_string(),
         };
-        let event = Event {
-            id: 0,
-            outcome: Some(Outcome::Failed(text)),
-        };
+        let event = Event { id: 0, outcome: Some(Outcome::Failed(text)) };
         // The supervisor may be gone already; then there is nobody to tell.
         let _ = wire::send(socket.as_fd(), &event, &[]);
     }
@@ -128,12 +124,8 @@ fn namespaces(setup: &SetupMessage) -> Result<(Ledger, Identity), InitError> {
         | CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWIPC;
     let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
-    let mut identity = Identity {
-        uid: setup.uid,
-        gid: setup.gid,
-        switch_user: uid.is_root(),
-        privileged: true,
-    };
+    let mut identity =
+        Identity { uid: setup.uid, gid: setup.gid, switch_user: uid.is_root(), privileged: true };
     let direct = unshare(own);
     if direct.is_ok() && uid.is_root() {
         ledger.enforced("namespaces", "pid, mount, network, uts and ipc, entered as root");
@@ -213,7 +205,11 @@ fn inner(
     let in_namespaces = nix::unistd::getpid().as_raw() == 1;
     if in_namespaces {
         tree::arrange(setup, identity, &mut ledger)?;
-        ledger.record("loopback_only_network", "lo is up; there is no other interface", sys::loopback_up())?;
+        ledger.record(
+            "loopback_only_network",
+            "lo is up; there is no other interface",
+            sys::loopback_up(),
+        )?;
         let hostname = nix::unistd::sethostname(&setup.hostname);
         ledger.record("own_hostname", setup.hostname.clone(), hostname)?;
     } else {
@@ -229,18 +225,9 @@ fn inner(
 
     let report = serde_json::to_string(&ledger.into_report())
         .map_err(|error| step("report")(io::Error::other(error)))?;
-    let ready = Event {
-        id: 0,
-        outcome: Some(Outcome::Ready(report)),
-    };
+    let ready = Event { id: 0, outcome: Some(Outcome::Ready(report)) };
     wire::send(socket.as_fd(), &ready, &[]).map_err(step("report"))?;
-    Init {
-        socket,
-        identity,
-        commands: HashMap::new(),
-    }
-    .serve()
-    .map_err(step("serving"))?;
+    Init { socket, identity, commands: HashMap::new() }.serve().map_err(step("serving"))?;
     if !in_namespaces {
         shim::kill_descendants();
     }
@@ -337,10 +324,7 @@ impl Init<'_> {
     }
 
     fn tell(&self, id: u64, outcome: Outcome, fds: &[OwnedFd]) -> io::Result<()> {
-        let event = Event {
-            id,
-            outcome: Some(outcome),
-        };
+        let event = Event { id, outcome: Some(outcome) };
         let fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
         wire::send(self.socket.as_fd(), &event, &fds)
     }
@@ -400,8 +384,7 @@ impl Init<'_> {
 
     fn open_terminal(&self, message: &TerminalMessage) -> io::Result<(OwnedFd, OwnedFd)> {
         use nix::fcntl::OFlag;
-        let master =
-            nix::pty::posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC)?;
+        let master = nix::pty::posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC)?;
         nix::pty::unlockpt(&master)?;
         let name = nix::pty::ptsname_r(&master)?;
         let slave: OwnedFd = {
@@ -427,12 +410,7 @@ impl Init<'_> {
 }
 
 /// Turns the calling forked process into the shim, and its child into the command.
-fn become_shim(
-    spawn: &SpawnMessage,
-    streams: Streams,
-    orders: OwnedFd,
-    identity: Identity,
-) -> ! {
+fn become_shim(spawn: &SpawnMessage, streams: Streams, orders: OwnedFd, identity: Identity) -> ! {
     /// Where the orders are read once everything else is closed.
     const ORDERS_FD: i32 = 3;
     let subreaper = nix::sys::prctl::set_child_subreaper(true);
@@ -443,9 +421,7 @@ fn become_shim(
     };
     // A copy of the streams here would keep the other end from ever seeing their end.
     drop(streams);
-    let Ok(orders) = sys::keep_only(orders, ORDERS_FD) else {
-        sys::exit_now(255)
-    };
+    let Ok(orders) = sys::keep_only(orders, ORDERS_FD) else { sys::exit_now(255) };
     let _ = nix::sys::prctl::set_name(c"postern-shim");
     shim::run(command, orders)
 }

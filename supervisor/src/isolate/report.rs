@@ -34,9 +34,7 @@ impl IsolationReport {
     /// Whether a control of this name holds.
     #[must_use]
     pub fn enforces(&self, name: &str) -> bool {
-        self.controls
-            .iter()
-            .any(|control| control.name == name && control.enforced)
+        self.controls.iter().any(|control| control.name == name && control.enforced)
     }
 }
 
@@ -68,10 +66,7 @@ pub(crate) struct Ledger {
 
 impl Ledger {
     pub(crate) fn new(best_effort: bool) -> Self {
-        Self {
-            report: IsolationReport::default(),
-            best_effort,
-        }
+        Self { report: IsolationReport::default(), best_effort }
     }
 
     pub(crate) fn enforced(&mut self, name: &'static str, detail: impl Into<String>) {
@@ -86,14 +81,7 @@ impl Ledger {
     ) -> Result<(), NotEnforced> {
         let reason = reason.into();
         self.push(name, false, reason.clone());
-        if self.best_effort {
-            Ok(())
-        } else {
-            Err(NotEnforced {
-                control: name,
-                reason,
-            })
-        }
+        if self.best_effort { Ok(()) } else { Err(NotEnforced { control: name, reason }) }
     }
 
     /// Notes a control that this runtime cannot have, in either mode.
@@ -121,11 +109,7 @@ impl Ledger {
     }
 
     fn push(&mut self, name: &'static str, enforced: bool, detail: String) {
-        self.report.controls.push(Control {
-            name: name.to_owned(),
-            enforced,
-            detail,
-        });
+        self.report.controls.push(Control { name: name.to_owned(), enforced, detail });
     }
 }
 

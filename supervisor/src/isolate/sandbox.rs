@@ -132,13 +132,9 @@ impl Launched {
     /// # Errors
     /// When the init cannot be started, or a control cannot be applied.
     pub fn start(reexec: &Reexec, setup: &Setup) -> Result<Self, IsolateError> {
-        let (ours, theirs) = socketpair(
-            AddressFamily::Unix,
-            SockType::SeqPacket,
-            None,
-            SockFlag::SOCK_CLOEXEC,
-        )
-        .map_err(io::Error::from)?;
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+                .map_err(io::Error::from)?;
         let init = Command::new(&reexec.program)
             .args(&reexec.leading)
             .arg(super::INIT_MODE)
@@ -150,11 +146,7 @@ impl Launched {
                 program: reexec.program.display().to_string(),
                 source,
             })?;
-        let mut launched = Self {
-            socket: ours,
-            init,
-            report: IsolationReport::default(),
-        };
+        let mut launched = Self { socket: ours, init, report: IsolationReport::default() };
         launched.report = launched.set_up(setup)?;
         Ok(launched)
     }
@@ -173,9 +165,7 @@ impl Launched {
         let timeout = PollTimeout::try_from(LAUNCH_TIMEOUT).unwrap_or(PollTimeout::MAX);
         let mut ready = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
         if poll(&mut ready, timeout).map_err(io::Error::from)? == 0 {
-            return Err(IsolateError::Silent {
-                waited: LAUNCH_TIMEOUT,
-            });
+            return Err(IsolateError::Silent { waited: LAUNCH_TIMEOUT });
         }
         let mut buffer = vec![0; wire::PACKET_BUFFER];
         let received = wire::receive::<Event>(self.socket.as_fd(), &mut buffer)?;
@@ -279,23 +269,13 @@ pub struct TerminalSize {
 impl Default for TerminalSize {
     /// 80 by 24 cells, as the contract has it for an exec with a terminal.
     fn default() -> Self {
-        Self {
-            columns: 80,
-            rows: 24,
-            width: 0,
-            height: 0,
-        }
+        Self { columns: 80, rows: 24, width: 0, height: 0 }
     }
 }
 
 impl From<TerminalSize> for SizeMessage {
     fn from(size: TerminalSize) -> Self {
-        Self {
-            columns: size.columns,
-            rows: size.rows,
-            width: size.width,
-            height: size.height,
-        }
+        Self { columns: size.columns, rows: size.rows, width: size.width, height: size.height }
     }
 }
 
@@ -376,10 +356,7 @@ impl Sandbox {
             let (process, _) = self.start(message, &borrowed).await?;
             return Ok((process, ours));
         };
-        let mode = |(opcode, value): (u8, u32)| ModeMessage {
-            opcode: opcode.into(),
-            value,
-        };
+        let mode = |(opcode, value): (u8, u32)| ModeMessage { opcode: opcode.into(), value };
         message.terminal = Some(TerminalMessage {
             size: Some(wanted.size.into()),
             modes: wanted.modes.into_iter().map(mode).collect(),
@@ -398,11 +375,7 @@ impl Sandbox {
         let (exited, exit) = oneshot::channel();
         lock(&self.inner.exits).insert(id, exited);
         // From here on, a caller that goes away ends the command.
-        let process = Process {
-            sandbox: self.clone(),
-            id,
-            exit: Some(exit),
-        };
+        let process = Process { sandbox: self.clone(), id, exit: Some(exit) };
         let fds = self.ask(id, Order::Spawn(message), fds).await?;
         Ok((process, fds))
     }
@@ -413,14 +386,10 @@ impl Sandbox {
     /// The error of the connection attempt, or that of a sandbox that has ended.
     pub async fn connect(&self, address: SocketAddr) -> io::Result<TcpStream> {
         let id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
-        let fds = self
-            .ask(id, Order::Socket(address.is_ipv6()), &[])
-            .await
-            .map_err(io::Error::other)?;
-        let fd = fds
-            .into_iter()
-            .next()
-            .ok_or_else(|| io::Error::other("the sandbox sent no socket"))?;
+        let fds =
+            self.ask(id, Order::Socket(address.is_ipv6()), &[]).await.map_err(io::Error::other)?;
+        let fd =
+            fds.into_iter().next().ok_or_else(|| io::Error::other("the sandbox sent no socket"))?;
         let socket = TcpSocket::from_std_stream(fd.into());
         let stream = socket.connect(address).await?;
         // Relayed bytes are already gathered at the other end; waiting for more only adds delay.
@@ -454,9 +423,7 @@ impl Sandbox {
             }
         };
         drop(forget);
-        answer
-            .map_err(|_| IsolateError::Ended)?
-            .map_err(|reason| IsolateError::Refused { reason })
+        answer.map_err(|_| IsolateError::Ended)?.map_err(|reason| IsolateError::Refused { reason })
     }
 }
 
@@ -481,11 +448,8 @@ impl Process {
     /// # Errors
     /// When the sandbox has ended.
     pub async fn signal(&self, signal: i32) -> Result<(), IsolateError> {
-        let order = if signal == libc::SIGKILL {
-            Order::KillTree(true)
-        } else {
-            Order::Signal(signal)
-        };
+        let order =
+            if signal == libc::SIGKILL { Order::KillTree(true) } else { Order::Signal(signal) };
         Ok(self.sandbox.inner.send(self.id, order, &[]).await?)
     }
 }
@@ -506,14 +470,9 @@ impl Drop for Process {
 
 impl Inner {
     async fn send(&self, id: u64, order: Order, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let request = Request {
-            id,
-            order: Some(order),
-        };
+        let request = Request { id, order: Some(order) };
         self.socket
-            .async_io(Interest::WRITABLE, |socket| {
-                wire::send(socket.as_fd(), &request, fds)
-            })
+            .async_io(Interest::WRITABLE, |socket| wire::send(socket.as_fd(), &request, fds))
             .await
     }
 
@@ -578,10 +537,7 @@ fn pipes() -> io::Result<([OwnedFd; 3], Stdio)> {
         output: pipe::Receiver::from_owned_fd(output.into())?,
         error: pipe::Receiver::from_owned_fd(error.into())?,
     };
-    Ok((
-        [input_reader.into(), output_writer.into(), error_writer.into()],
-        stdio,
-    ))
+    Ok(([input_reader.into(), output_writer.into(), error_writer.into()], stdio))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -64,11 +64,7 @@ fn watch(command: Pid, orders: &OwnedFd) -> io::Result<WaitStatus> {
         if ending {
             kill_descendants();
         }
-        let timeout = if ending {
-            PollTimeout::from(SWEEP_INTERVAL_MS)
-        } else {
-            PollTimeout::NONE
-        };
+        let timeout = if ending { PollTimeout::from(SWEEP_INTERVAL_MS) } else { PollTimeout::NONE };
         let mut ready = [
             PollFd::new(signals.as_fd(), PollFlags::POLLIN),
             PollFd::new(orders.as_fd(), PollFlags::POLLIN),

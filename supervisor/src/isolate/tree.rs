@@ -67,10 +67,7 @@ struct Sources {
 impl Sources {
     fn open(setup: &SetupMessage) -> io::Result<Self> {
         if setup.sandbox_dir.is_empty() {
-            return Ok(Self {
-                home: None,
-                temporary: None,
-            });
+            return Ok(Self { home: None, temporary: None });
         }
         let directory = PathBuf::from(OsStr::from_bytes(&setup.sandbox_dir));
         Ok(Self {

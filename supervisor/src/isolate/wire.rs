@@ -205,22 +205,13 @@ mod tests {
     use super::*;
 
     fn pair() -> (OwnedFd, OwnedFd) {
-        socketpair(
-            AddressFamily::Unix,
-            SockType::SeqPacket,
-            None,
-            SockFlag::SOCK_CLOEXEC,
-        )
-        .unwrap()
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap()
     }
 
     fn spawn(arguments: Vec<Vec<u8>>) -> Request {
         Request {
             id: 7,
-            order: Some(Order::Spawn(SpawnMessage {
-                argv: arguments,
-                ..SpawnMessage::default()
-            })),
+            order: Some(Order::Spawn(SpawnMessage { argv: arguments, ..SpawnMessage::default() })),
         }
     }
 
@@ -232,9 +223,7 @@ mod tests {
             let request = spawn(vec![vec![b'x'; size]]);
             let passed = File::open("/dev/null").unwrap();
             send(left.as_fd(), &request, &[passed.as_fd()]).unwrap();
-            let (got, fds) = receive::<Request>(right.as_fd(), &mut buffer)
-                .unwrap()
-                .unwrap();
+            let (got, fds) = receive::<Request>(right.as_fd(), &mut buffer).unwrap().unwrap();
             assert_eq!(got, request);
             assert_eq!(fds.len(), 1);
             assert_ne!(fds[0].as_raw_fd(), passed.as_raw_fd());

@@ -143,10 +143,7 @@ impl Relays {
     /// No relays yet.
     #[must_use]
     pub fn new(dial: impl Dial) -> Arc<Self> {
-        Arc::new(Self {
-            dial: Box::new(dial),
-            state: Mutex::default(),
-        })
+        Arc::new(Self { dial: Box::new(dial), state: Mutex::default() })
     }
 
     /// How many there are, being opened or open.
@@ -233,7 +230,9 @@ impl Relays {
         })
         .await;
         match dialled {
-            Dialled::Unix(stream) => self.join(number, channel, stream, connection, cancelled).await,
+            Dialled::Unix(stream) => {
+                self.join(number, channel, stream, connection, cancelled).await
+            }
             Dialled::Tcp(stream) => self.join(number, channel, stream, connection, cancelled).await,
         }
     }
@@ -243,10 +242,7 @@ impl Relays {
             None | Some(WireTarget::Ssh(_)) => RelayTarget::Ssh,
             Some(WireTarget::Tcp(tcp)) => crate::ssh::loopback(&tcp.host, tcp.port)
                 .map(RelayTarget::Tcp)
-                .ok_or_else(|| DialError::Forbidden {
-                    host: tcp.host.clone(),
-                    port: tcp.port,
-                })?,
+                .ok_or_else(|| DialError::Forbidden { host: tcp.host.clone(), port: tcp.port })?,
         };
         let name = match &target {
             RelayTarget::Ssh => "the ssh server".to_owned(),
@@ -254,10 +250,7 @@ impl Relays {
         };
         match tokio::time::timeout(DIAL_TIMEOUT, self.dial.dial(target)).await {
             Ok(Ok(dialled)) => Ok(dialled),
-            Ok(Err(source)) => Err(DialError::Unreachable {
-                target: name,
-                source,
-            }),
+            Ok(Err(source)) => Err(DialError::Unreachable { target: name, source }),
             Err(_) => Err(DialError::TooSlow),
         }
     }
@@ -282,7 +275,9 @@ impl Relays {
             Ok(Err(status)) => {
                 return tracing::info!(channel_id = channel, code = ?status.code(), reason = status.message(), "the gateway did not take a relay");
             }
-            Err(_) => return tracing::warn!(channel_id = channel, "the gateway did not answer a relay"),
+            Err(_) => {
+                return tracing::warn!(channel_id = channel, "the gateway did not answer a relay");
+            }
         };
         if !self.lock().opened(channel, number, bridge.abort_handle()) || cancelled.is_cancelled() {
             return;
@@ -347,10 +342,7 @@ impl State {
         }
         self.next += 1;
         let cancelled = CancellationToken::new();
-        let relay = Relay {
-            number: self.next,
-            phase: Phase::Opening(cancelled.clone()),
-        };
+        let relay = Relay { number: self.next, phase: Phase::Opening(cancelled.clone()) };
         self.relays.insert(channel.to_owned(), relay);
         Ok(Some((self.next, cancelled)))
     }

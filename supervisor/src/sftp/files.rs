@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions, ReadDir};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
@@ -65,7 +67,10 @@ impl Files {
             wire::FSETSTAT => {
                 let file = self.file(fields)?;
                 // The kernel's own name for an open file lets one function serve paths and handles.
-                let path = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(file)));
+                let path = PathBuf::from(format!(
+                    "/proc/self/fd/{}",
+                    std::os::fd::AsRawFd::as_raw_fd(file)
+                ));
                 apply(&path, &fields.attributes()?, true)?;
                 Ok(Reply::ok(id))
             }
@@ -109,10 +114,7 @@ impl Files {
             .mode(attributes.mode.unwrap_or(0o666))
             .custom_flags(libc::O_NOCTTY)
             .open(path)?;
-        let open = Open::File {
-            file,
-            append: has(APPEND),
-        };
+        let open = Open::File { file, append: has(APPEND) };
         Ok(Reply::handle(id, self.insert(open)?))
     }
 
@@ -138,20 +140,12 @@ impl Files {
 
     fn open_directory(&mut self, id: u32, fields: &mut Fields<'_>) -> Answer {
         let path = fields.path()?;
-        let open = Open::Directory {
-            entries: fs::read_dir(&path)?,
-            path,
-            begun: false,
-        };
+        let open = Open::Directory { entries: fs::read_dir(&path)?, path, begun: false };
         Ok(Reply::handle(id, self.insert(open)?))
     }
 
     fn read_directory(&mut self, id: u32, fields: &mut Fields<'_>) -> Answer {
-        let Some(Open::Directory {
-            path,
-            entries,
-            begun,
-        }) = self.open.get_mut(&handle(fields)?)
+        let Some(Open::Directory { path, entries, begun }) = self.open.get_mut(&handle(fields)?)
         else {
             return Err(unknown_handle());
         };
@@ -259,11 +253,8 @@ fn apply(path: &Path, attributes: &Attributes, follow: bool) -> Result<(), Refus
         }
     }
     if let Some((accessed, modified)) = attributes.times {
-        let flag = if follow {
-            UtimensatFlags::FollowSymlink
-        } else {
-            UtimensatFlags::NoFollowSymlink
-        };
+        let flag =
+            if follow { UtimensatFlags::FollowSymlink } else { UtimensatFlags::NoFollowSymlink };
         let time = |seconds: u32| TimeSpec::new(i64::from(seconds), 0);
         utimensat(AT_FDCWD, path, &time(accessed), &time(modified), flag)?;
     }

@@ -20,11 +20,7 @@ impl Entry {
     pub(super) fn new(name: Vec<u8>, metadata: Option<Metadata>) -> Self {
         let mut line = metadata.as_ref().map(describe).unwrap_or_default().into_bytes();
         line.extend(&name);
-        Self {
-            name,
-            line,
-            metadata,
-        }
+        Self { name, line, metadata }
     }
 }
 
@@ -61,11 +57,7 @@ fn mode_letters(mode: u32) -> String {
 fn date(seconds: i64) -> String {
     let (days, rest) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
     let (year, month, day) = civil(days);
-    format!(
-        "{year:04}-{month:02}-{day:02} {:02}:{:02}",
-        rest / 3600,
-        rest % 3600 / 60
-    )
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}", rest / 3600, rest % 3600 / 60)
 }
 
 /// Date of a number of days since 1970-01-01 in the proleptic Gregorian calendar, by eras of 400
@@ -80,11 +72,7 @@ fn civil(days: i64) -> (i64, i64, i64) {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
     let year = year_of_era + era * 400 + i64::from(month <= 2);
     (year, month, day)
 }

@@ -61,7 +61,8 @@ fn a_file_is_written_read_and_removed() {
     let offset = 0_u64.to_be_bytes();
     let mut client = Client::default();
     client.send(wire::INIT, &[&3_u32.to_be_bytes()]);
-    client.send(wire::OPEN, &[&id(1), &path(&file), &(1 | 2 | 8_u32).to_be_bytes(), &NO_ATTRIBUTES]);
+    client
+        .send(wire::OPEN, &[&id(1), &path(&file), &(1 | 2 | 8_u32).to_be_bytes(), &NO_ATTRIBUTES]);
     client.send(wire::WRITE, &[&id(2), &handle, &offset, &string(b"hello")]);
     client.send(wire::READ, &[&id(3), &handle, &offset, &100_u32.to_be_bytes()]);
     client.send(wire::READ, &[&id(4), &handle, &5_u64.to_be_bytes(), &100_u32.to_be_bytes()]);

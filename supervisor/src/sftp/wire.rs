@@ -68,10 +68,7 @@ pub(super) struct Refused {
 
 impl Refused {
     pub(super) fn new(code: u32, text: &str) -> Self {
-        Self {
-            code,
-            text: text.to_owned(),
-        }
+        Self { code, text: text.to_owned() }
     }
 
     pub(super) fn into_reply(self, id: u32) -> Vec<u8> {
@@ -87,10 +84,7 @@ impl From<io::Error> for Refused {
             io::ErrorKind::UnexpectedEof => END_OF_FILE,
             _ => FAILURE,
         };
-        Self {
-            code,
-            text: error.to_string(),
-        }
+        Self { code, text: error.to_string() }
     }
 }
 
@@ -227,11 +221,7 @@ impl Reply {
     }
 
     pub(super) fn status(id: u32, code: u32, text: &str) -> Vec<u8> {
-        Self::new(STATUS, id)
-            .u32(code)
-            .bytes(text.as_bytes())
-            .bytes(b"en")
-            .finish()
+        Self::new(STATUS, id).u32(code).bytes(text.as_bytes()).bytes(b"en").finish()
     }
 
     pub(super) fn ok(id: u32) -> Vec<u8> {
@@ -274,10 +264,7 @@ impl Reply {
     pub(super) fn names(id: u32, entries: &[super::listing::Entry]) -> Vec<u8> {
         let mut reply = Self::new(NAME, id).u32(entries.len() as u32);
         for entry in entries {
-            reply = reply
-                .bytes(&entry.name)
-                .bytes(&entry.line)
-                .metadata(entry.metadata.as_ref());
+            reply = reply.bytes(&entry.name).bytes(&entry.line).metadata(entry.metadata.as_ref());
         }
         reply.finish()
     }

@@ -58,21 +58,8 @@ pub(super) fn shell_line(line: &[u8]) -> Program {
 /// Runs a channel's command to its end. When the channel closes first, the command's whole process
 /// tree ends.
 pub(super) async fn run(spawned: Spawned, controls: Controls) {
-    let Spawned {
-        shared,
-        program,
-        environment,
-        terminal,
-        inbox,
-        write,
-        session,
-    } = spawned;
-    let spec = SpawnSpec {
-        program,
-        environment,
-        directory: shared.directory.clone(),
-        terminal,
-    };
+    let Spawned { shared, program, environment, terminal, inbox, write, session } = spawned;
+    let spec = SpawnSpec { program, environment, directory: shared.directory.clone(), terminal };
     let work = async {
         match shared.sandbox.spawn(spec).await {
             Ok((process, stdio)) => serve(process, stdio, &inbox, &write, controls).await,
@@ -132,11 +119,7 @@ async fn serve(
     let ends = (watch_end.clone(), watch_end);
     type Pump<'a> = std::pin::Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
     let (input, output, terminal): (Pump<'_>, Pump<'_>, Option<Master>) = match stdio {
-        Stdio::Pipes {
-            input,
-            output,
-            error,
-        } => {
+        Stdio::Pipes { input, output, error } => {
             let both = async move {
                 let output = pump(output, write, None, ends.0);
                 let error = pump(error, write, Some(STANDARD_ERROR), ends.1);

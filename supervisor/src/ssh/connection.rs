@@ -49,11 +49,7 @@ struct Waiting {
 
 impl Connection {
     pub(super) fn new(shared: Arc<Shared>, flow: flow::Connection) -> Self {
-        Self {
-            shared,
-            flow,
-            channels: HashMap::new(),
-        }
+        Self { shared, flow, channels: HashMap::new() }
     }
 
     /// Makes room for a channel; false when there are too many.
@@ -93,10 +89,7 @@ impl Connection {
             write: waiting.write,
             session: session.handle(),
         };
-        let controls = Controls {
-            signals: signal_receiver,
-            size: size_receiver,
-        };
+        let controls = Controls { signals: signal_receiver, size: size_receiver };
         tokio::spawn(command::run(spawned, controls));
         true
     }
@@ -112,11 +105,7 @@ impl Drop for Connection {
 
 /// Answers a channel request.
 fn answer(session: &mut Session, channel: ChannelId, done: bool) -> Result<(), russh::Error> {
-    if done {
-        session.channel_success(channel)
-    } else {
-        session.channel_failure(channel)
-    }
+    if done { session.channel_success(channel) } else { session.channel_failure(channel) }
 }
 
 impl Handler for Connection {
@@ -149,11 +138,7 @@ impl Handler for Connection {
         let (_, write) = channel.split();
         let state = State {
             inbox: Inbox::new(self.flow.clone()),
-            waiting: Some(Waiting {
-                write,
-                variables: ClientVariables::default(),
-                terminal: None,
-            }),
+            waiting: Some(Waiting { write, variables: ClientVariables::default(), terminal: None }),
             signals: None,
             size: None,
         };
@@ -173,7 +158,11 @@ impl Handler for Connection {
         _session: &mut Session,
     ) -> Result<(), Self::Error> {
         let Some(address) = forward::loopback(host, port) else {
-            tracing::info!(host, port, "a forward to a destination outside the sandbox was refused");
+            tracing::info!(
+                host,
+                port,
+                "a forward to a destination outside the sandbox was refused"
+            );
             reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
             return Ok(());
         };
@@ -184,12 +173,7 @@ impl Handler for Connection {
         let id = channel.id();
         let (_, write) = channel.split();
         let inbox = Inbox::new(self.flow.clone());
-        let state = State {
-            inbox: Arc::clone(&inbox),
-            waiting: None,
-            signals: None,
-            size: None,
-        };
+        let state = State { inbox: Arc::clone(&inbox), waiting: None, signals: None, size: None };
         self.channels.insert(id, state);
         let shared = Arc::clone(&self.shared);
         tokio::spawn(forward::run(shared, address, inbox, write, reply));
@@ -250,21 +234,11 @@ impl Handler for Connection {
     ) -> Result<(), Self::Error> {
         let done = match self.waiting(channel) {
             Some(waiting) if term.len() <= MAX_TERMINAL_NAME && !term.contains('\0') => {
-                let size = TerminalSize {
-                    columns,
-                    rows,
-                    width,
-                    height,
-                };
+                let size = TerminalSize { columns, rows, width, height };
                 let modes = modes.iter().map(|(mode, value)| (*mode as u8, *value));
                 let name = if term.is_empty() { NO_TERMINAL } else { term };
-                waiting.terminal = Some((
-                    name.to_owned(),
-                    TerminalSpec {
-                        size,
-                        modes: modes.collect(),
-                    },
-                ));
+                waiting.terminal =
+                    Some((name.to_owned(), TerminalSpec { size, modes: modes.collect() }));
                 true
             }
             _ => false,
@@ -279,9 +253,7 @@ impl Handler for Connection {
         value: &str,
         session: &mut Session,
     ) -> Result<(), Self::Error> {
-        let done = self
-            .waiting(channel)
-            .is_some_and(|waiting| waiting.variables.set(name, value));
+        let done = self.waiting(channel).is_some_and(|waiting| waiting.variables.set(name, value));
         answer(session, channel, done)
     }
 
@@ -323,12 +295,7 @@ impl Handler for Connection {
         height: u32,
         session: &mut Session,
     ) -> Result<(), Self::Error> {
-        let size = TerminalSize {
-            columns,
-            rows,
-            width,
-            height,
-        };
+        let size = TerminalSize { columns, rows, width, height };
         let done = self
             .channels
             .get(&channel)

@@ -70,20 +70,14 @@ impl Connection {
             return TRICKLE;
         }
         let others_stalled = lock(&self.0).stalled_channels > 0;
-        if others_stalled && granted == WINDOW {
-            TRICKLE
-        } else {
-            WINDOW
-        }
+        if others_stalled && granted == WINDOW { TRICKLE } else { WINDOW }
     }
 
     fn changed(&self, change: impl FnOnce(&mut Account)) {
         let reader = {
             let mut account = lock(&self.0);
             change(&mut account);
-            (account.queued < CONNECTION_LIMIT)
-                .then(|| account.reader.take())
-                .flatten()
+            (account.queued < CONNECTION_LIMIT).then(|| account.reader.take()).flatten()
         };
         if let Some(reader) = reader {
             reader.wake();
@@ -246,11 +240,7 @@ pub(super) struct Throttled {
 
 impl Throttled {
     pub(super) fn new(stream: UnixStream, connection: Connection) -> Self {
-        Self {
-            stream,
-            connection,
-            pause: Box::pin(tokio::time::sleep(Duration::ZERO)),
-        }
+        Self { stream, connection, pause: Box::pin(tokio::time::sleep(Duration::ZERO)) }
     }
 
     fn poll_allowed(&mut self, cx: &mut Context<'_>) -> Poll<()> {

@@ -19,10 +19,7 @@ use super::{READ_SIZE, Shared};
 #[must_use]
 pub(crate) fn loopback(host: &str, port: u32) -> Option<SocketAddr> {
     let port = u16::try_from(port).ok().filter(|port| *port != 0)?;
-    let bare = host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'))
-        .unwrap_or(host);
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     let address = if bare.eq_ignore_ascii_case("localhost") {
         IpAddr::V4(Ipv4Addr::LOCALHOST)
     } else {

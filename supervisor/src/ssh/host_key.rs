@@ -19,15 +19,10 @@ pub const FILE_NAME: &str = "ssh_host_ed25519_key";
 /// When the file is not a key, or cannot be read or written.
 pub fn load_or_create(path: Option<&Path>) -> Result<PrivateKey, SshError> {
     let Some(path) = path else {
-        return create().map_err(|source| SshError::HostKey {
-            path: "in memory".to_owned(),
-            source,
-        });
+        return create()
+            .map_err(|source| SshError::HostKey { path: "in memory".to_owned(), source });
     };
-    stored(path).map_err(|source| SshError::HostKey {
-        path: path.display().to_string(),
-        source,
-    })
+    stored(path).map_err(|source| SshError::HostKey { path: path.display().to_string(), source })
 }
 
 /// The key's fingerprint in OpenSSH's form: `SHA256:` and unpadded base64.

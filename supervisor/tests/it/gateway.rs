@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::harness::DEADLINE;
 
 /// What the supervisor did.
-pub enum Event {
+pub(crate) enum Event {
     Session(SupervisorSession),
     Relay(Relay),
     Exit(ReportMainProcessExitRequest),
@@ -26,33 +26,33 @@ pub enum Event {
 }
 
 /// One `ConnectSupervisor` call, as the gateway sees it.
-pub struct SupervisorSession {
-    pub authorization: String,
-    pub hello: SupervisorHello,
-    pub send: mpsc::Sender<Result<GatewayMessage, Status>>,
+pub(crate) struct SupervisorSession {
+    pub(crate) authorization: String,
+    pub(crate) hello: SupervisorHello,
+    pub(crate) send: mpsc::Sender<Result<GatewayMessage, Status>>,
     inbound: Streaming<SupervisorMessage>,
 }
 
 /// One `RelayStream` call, as the gateway sees it.
-pub struct Relay {
-    pub channel: String,
-    pub send: mpsc::Sender<Result<RelayFrame, Status>>,
+pub(crate) struct Relay {
+    pub(crate) channel: String,
+    pub(crate) send: mpsc::Sender<Result<RelayFrame, Status>>,
     inbound: Streaming<RelayFrame>,
 }
 
 /// What the gateway answers where a test cares.
 #[derive(Default)]
-pub struct Answers {
+pub(crate) struct Answers {
     /// Statuses for the next reports of an exit, first one first.
-    pub exit_failures: Vec<Status>,
+    pub(crate) exit_failures: Vec<Status>,
     /// The token that a refresh gives.
-    pub refreshed: String,
+    pub(crate) refreshed: String,
 }
 
 /// The running gateway.
-pub struct MockGateway {
-    pub address: SocketAddr,
-    pub answers: Arc<Mutex<Answers>>,
+pub(crate) struct MockGateway {
+    pub(crate) address: SocketAddr,
+    pub(crate) answers: Arc<Mutex<Answers>>,
     events: mpsc::Receiver<Event>,
 }
 
@@ -62,33 +62,26 @@ struct Service {
 }
 
 impl MockGateway {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (sender, events) = mpsc::channel(256);
         let answers = Arc::new(Mutex::new(Answers::default()));
-        let service = Service {
-            events: sender,
-            answers: Arc::clone(&answers),
-        };
+        let service = Service { events: sender, answers: Arc::clone(&answers) };
         tokio::spawn(
             tonic::transport::Server::builder()
                 .add_service(OpenShellServer::new(service))
                 .serve_with_incoming(TcpListenerStream::new(listener)),
         );
-        Self {
-            address,
-            answers,
-            events,
-        }
+        Self { address, answers, events }
     }
 
-    pub fn endpoint(&self) -> String {
+    pub(crate) fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
 
     /// The next event that `pick` wants; others are dropped.
-    pub async fn next<T>(&mut self, what: &str, pick: impl Fn(Event) -> Option<T>) -> T {
+    pub(crate) async fn next<T>(&mut self, what: &str, pick: impl Fn(Event) -> Option<T>) -> T {
         let wait = async {
             loop {
                 let event = self.events.recv().await.expect("the gateway stopped");
@@ -100,7 +93,7 @@ impl MockGateway {
         tokio::time::timeout(DEADLINE, wait).await.unwrap_or_else(|_| panic!("no {what}"))
     }
 
-    pub async fn session(&mut self) -> SupervisorSession {
+    pub(crate) async fn session(&mut self) -> SupervisorSession {
         self.next("session", |event| match event {
             Event::Session(session) => Some(session),
             _ => None,
@@ -109,13 +102,13 @@ impl MockGateway {
     }
 
     /// A session that was accepted, by a Postern gateway.
-    pub async fn accepted(&mut self) -> SupervisorSession {
+    pub(crate) async fn accepted(&mut self) -> SupervisorSession {
         let session = self.session().await;
         session.accept(Duration::from_secs(15)).await;
         session
     }
 
-    pub async fn relay(&mut self) -> Relay {
+    pub(crate) async fn relay(&mut self) -> Relay {
         self.next("relay", |event| match event {
             Event::Relay(relay) => Some(relay),
             _ => None,
@@ -125,27 +118,22 @@ impl MockGateway {
 }
 
 impl SupervisorSession {
-    pub async fn say(&self, payload: ToSupervisor) {
-        let message = GatewayMessage {
-            payload: Some(payload),
-        };
+    pub(crate) async fn say(&self, payload: ToSupervisor) {
+        let message = GatewayMessage { payload: Some(payload) };
         self.send.send(Ok(message)).await.unwrap();
     }
 
-    pub async fn accept(&self, interval: Duration) {
+    pub(crate) async fn accept(&self, interval: Duration) {
         self.say(ToSupervisor::SessionAccepted(SessionAccepted {
             session_id: "session".to_owned(),
             heartbeat_interval: Some(interval.try_into().unwrap()),
-            postern: Some(PosternAccepted {
-                revision: 1,
-                reauthenticate: true,
-            }),
+            postern: Some(PosternAccepted { revision: 1, reauthenticate: true }),
             ..SessionAccepted::default()
         }))
         .await;
     }
 
-    pub async fn open(&self, channel: &str, target: Option<relay_open::Target>) {
+    pub(crate) async fn open(&self, channel: &str, target: Option<relay_open::Target>) {
         self.say(ToSupervisor::RelayOpen(RelayOpen {
             channel_id: channel.to_owned(),
             target,
@@ -154,16 +142,16 @@ impl SupervisorSession {
         .await;
     }
 
-    pub async fn open_tcp(&self, channel: &str, host: &str, port: u32) {
-        let target = TcpRelayTarget {
-            host: host.to_owned(),
-            port,
-        };
+    pub(crate) async fn open_tcp(&self, channel: &str, host: &str, port: u32) {
+        let target = TcpRelayTarget { host: host.to_owned(), port };
         self.open(channel, Some(relay_open::Target::Tcp(target))).await;
     }
 
     /// The next message that `pick` wants; `None` when the session ends first.
-    pub async fn next<T>(&mut self, pick: impl Fn(FromSupervisor) -> Option<T>) -> Option<T> {
+    pub(crate) async fn next<T>(
+        &mut self,
+        pick: impl Fn(FromSupervisor) -> Option<T>,
+    ) -> Option<T> {
         let wait = async {
             while let Ok(Some(message)) = self.inbound.message().await {
                 if let Some(found) = message.payload.and_then(&pick) {
@@ -175,7 +163,7 @@ impl SupervisorSession {
         tokio::time::timeout(DEADLINE, wait).await.expect("nothing from the supervisor")
     }
 
-    pub async fn result(&mut self) -> RelayOpenResult {
+    pub(crate) async fn result(&mut self) -> RelayOpenResult {
         self.next(|payload| match payload {
             FromSupervisor::RelayOpenResult(result) => Some(result),
             _ => None,
@@ -186,15 +174,13 @@ impl SupervisorSession {
 }
 
 impl Relay {
-    pub async fn write(&self, bytes: &[u8]) {
-        let frame = RelayFrame {
-            payload: Some(relay_frame::Payload::Data(bytes.to_vec().into())),
-        };
+    pub(crate) async fn write(&self, bytes: &[u8]) {
+        let frame = RelayFrame { payload: Some(relay_frame::Payload::Data(bytes.to_vec().into())) };
         self.send.send(Ok(frame)).await.unwrap();
     }
 
     /// The next bytes; `Ok(None)` at the orderly end.
-    pub async fn read(&mut self) -> Result<Option<Vec<u8>>, Status> {
+    pub(crate) async fn read(&mut self) -> Result<Option<Vec<u8>>, Status> {
         let message = tokio::time::timeout(DEADLINE, self.inbound.message())
             .await
             .expect("nothing on the relay")?;
@@ -204,7 +190,7 @@ impl Relay {
         }))
     }
 
-    pub async fn read_to_end(&mut self) -> Result<Vec<u8>, Status> {
+    pub(crate) async fn read_to_end(&mut self) -> Result<Vec<u8>, Status> {
         let mut all = Vec::new();
         while let Some(bytes) = self.read().await? {
             all.extend(bytes);
@@ -231,12 +217,7 @@ impl OpenShell for Service {
             return Err(Status::invalid_argument("no hello"));
         };
         let (send, receiver) = mpsc::channel(64);
-        let session = SupervisorSession {
-            authorization,
-            hello,
-            send,
-            inbound,
-        };
+        let session = SupervisorSession { authorization, hello, send, inbound };
         let _ = self.events.send(Event::Session(session)).await;
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
@@ -251,11 +232,7 @@ impl OpenShell for Service {
             return Err(Status::invalid_argument("no init"));
         };
         let (send, receiver) = mpsc::channel(64);
-        let relay = Relay {
-            channel: init.channel_id,
-            send,
-            inbound,
-        };
+        let relay = Relay { channel: init.channel_id, send, inbound };
         let _ = self.events.send(Event::Relay(relay)).await;
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
@@ -264,9 +241,7 @@ impl OpenShell for Service {
         &self,
         request: Request<RefreshSandboxTokenRequest>,
     ) -> Result<Response<RefreshSandboxTokenResponse>, Status> {
-        let event = Event::Refresh {
-            authorization: authorization(&request),
-        };
+        let event = Event::Refresh { authorization: authorization(&request) };
         let _ = self.events.send(event).await;
         let token = self.answers.lock().unwrap().refreshed.clone();
         Ok(Response::new(RefreshSandboxTokenResponse {

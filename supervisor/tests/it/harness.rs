@@ -10,10 +10,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// Longest time anything in these tests may take before it counts as failed.
-pub const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Whether the sandbox tests can run here; says so when they cannot.
-pub fn can_isolate() -> bool {
+pub(crate) fn can_isolate() -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
         eprintln!("SKIPPED: sandboxes with a user of their own need root");
@@ -22,36 +22,54 @@ pub fn can_isolate() -> bool {
 }
 
 /// Waits until `condition` gives something.
-pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
         if let Some(value) = condition() {
             return value;
         }
         assert!(start.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}");
-        thread::sleep(Duration::from_millis(5));
+        pause();
     }
 }
 
+/// Waits until `value` has not changed for half a second.
+pub(crate) fn settled(what: &str, mut value: impl FnMut() -> u64) -> u64 {
+    let (mut last, mut since) = (value(), Instant::now());
+    eventually(what, || {
+        let now = value();
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+        (since.elapsed() > Duration::from_millis(500)).then_some(now)
+    })
+}
+
+/// Between two looks at something real that nobody tells us about.
+#[allow(clippy::disallowed_methods)]
+fn pause() {
+    thread::sleep(Duration::from_millis(5));
+}
+
 /// A running supervisor with a state directory of its own.
-pub struct Supervisor {
-    pub child: Child,
-    pub state: PathBuf,
-    pub log: Arc<Mutex<String>>,
-    pub output: Arc<Mutex<String>>,
+pub(crate) struct Supervisor {
+    pub(crate) child: Child,
+    pub(crate) state: PathBuf,
+    pub(crate) log: Arc<Mutex<String>>,
+    pub(crate) output: Arc<Mutex<String>>,
     port: u16,
     _directory: Arc<tempfile::TempDir>,
 }
 
 /// What to start.
-pub struct Builder {
+pub(crate) struct Builder {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     directory: Arc<tempfile::TempDir>,
 }
 
 impl Builder {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             arguments: Vec::new(),
             environment: Vec::new(),
@@ -60,26 +78,26 @@ impl Builder {
     }
 
     /// Keeps the state of another supervisor.
-    pub fn state_of(mut self, other: &Supervisor) -> Self {
+    pub(crate) fn state_of(mut self, other: &Supervisor) -> Self {
         self.directory = Arc::clone(&other._directory);
         self
     }
 
-    pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
+    pub(crate) fn env(mut self, name: &str, value: impl Into<String>) -> Self {
         self.environment.push((name.to_owned(), value.into()));
         self
     }
 
-    pub fn args(mut self, arguments: &[&str]) -> Self {
+    pub(crate) fn args(mut self, arguments: &[&str]) -> Self {
         self.arguments.extend(arguments.iter().map(|argument| (*argument).to_owned()));
         self
     }
 
-    pub fn state(&self) -> PathBuf {
+    pub(crate) fn state(&self) -> PathBuf {
         self.directory.path().join("sandboxes/s-1")
     }
 
-    pub fn start(self) -> Supervisor {
+    pub(crate) fn start(self) -> Supervisor {
         let state = self.state();
         std::fs::create_dir_all(state.join("run")).unwrap();
         let socket = state.join("run/ssh.sock");
@@ -100,14 +118,7 @@ impl Builder {
         let log = collect(child.stderr.take().unwrap());
         let output = collect(child.stdout.take().unwrap());
         let port = bridge(socket);
-        Supervisor {
-            child,
-            state,
-            log,
-            output,
-            port,
-            _directory: self.directory,
-        }
+        Supervisor { child, state, log, output, port, _directory: self.directory }
     }
 }
 
@@ -155,25 +166,23 @@ fn copy<A: Read, B: Write>(mut from: A, mut to: B, end: impl Fn(&B) -> std::io::
 
 impl Supervisor {
     /// A sandbox whose main process is the default shell.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let supervisor = Builder::new().start();
         supervisor.ready();
         supervisor
     }
 
     /// Waits until the SSH server listens.
-    pub fn ready(&self) {
-        eventually("the ssh socket", || {
-            UnixStream::connect(self.state.join("run/ssh.sock")).ok()
-        });
+    pub(crate) fn ready(&self) {
+        eventually("the ssh socket", || UnixStream::connect(self.state.join("run/ssh.sock")).ok());
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
 
     /// An OpenSSH tool with the options that every test needs.
-    pub fn tool(&self, name: &str) -> Command {
+    pub(crate) fn tool(&self, name: &str) -> Command {
         let mut command = Command::new(name);
         let port = if matches!(name, "scp" | "sftp") { "-P" } else { "-p" };
         command
@@ -185,7 +194,7 @@ impl Supervisor {
         command
     }
 
-    pub fn options(&self) -> Vec<String> {
+    pub(crate) fn options(&self) -> Vec<String> {
         let options = [
             "StrictHostKeyChecking=no",
             "UserKnownHostsFile=/dev/null",
@@ -196,12 +205,12 @@ impl Supervisor {
         all
     }
 
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.port
     }
 
     /// `ssh` with these arguments, the command among them.
-    pub fn ssh(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn ssh(&self, arguments: &[&str]) -> Command {
         let (flags, rest): (Vec<&str>, Vec<&str>) = {
             let split = arguments
                 .iter()
@@ -216,7 +225,7 @@ impl Supervisor {
     }
 
     /// Runs a command and gives what it said on standard output.
-    pub fn run(&self, line: &str) -> String {
+    pub(crate) fn run(&self, line: &str) -> String {
         let output = self.ssh(&[line]).output().unwrap();
         assert!(
             output.status.success(),
@@ -228,7 +237,7 @@ impl Supervisor {
     }
 
     /// Host process ids of all processes of the sandbox, its init included.
-    pub fn processes(&self) -> Vec<i32> {
+    pub(crate) fn processes(&self) -> Vec<i32> {
         let own = self.child.id() as i32;
         let mut known = vec![own];
         let mut index = 0;
@@ -244,17 +253,15 @@ impl Supervisor {
         known.split_off(1)
     }
 
-    pub fn terminate(&mut self) -> i32 {
+    pub(crate) fn terminate(&mut self) -> i32 {
         let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
         self.wait()
     }
 
-    pub fn wait(&mut self) -> i32 {
+    pub(crate) fn wait(&mut self) -> i32 {
         let child = &mut self.child;
-        eventually("the end of the supervisor", || child.try_wait().unwrap())
-            .code()
-            .unwrap_or(-1)
+        eventually("the end of the supervisor", || child.try_wait().unwrap()).code().unwrap_or(-1)
     }
 }
 
@@ -268,11 +275,11 @@ impl Drop for Supervisor {
     }
 }
 
-pub fn text(output: &Output) -> String {
+pub(crate) fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-pub fn error_text(output: &Output) -> String {
+pub(crate) fn error_text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
@@ -293,12 +300,12 @@ fn parents() -> Vec<(i32, i32)> {
 }
 
 /// Whether a process is there and not a zombie.
-pub fn is_running(pid: i32) -> bool {
+pub(crate) fn is_running(pid: i32) -> bool {
     parents().iter().any(|(found, _)| *found == pid)
 }
 
 /// A file of `size` bytes that nothing compresses or guesses.
-pub fn random_file(path: &Path, size: usize) {
+pub(crate) fn random_file(path: &Path, size: usize) {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut bytes = Vec::with_capacity(size);
     while bytes.len() < size {
@@ -311,6 +318,6 @@ pub fn random_file(path: &Path, size: usize) {
     std::fs::write(path, bytes).unwrap();
 }
 
-pub fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

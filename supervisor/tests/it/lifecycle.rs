@@ -39,7 +39,10 @@ fn the_specified_main_process_has_a_terminal_and_a_directory() {
         return;
     }
     let mut supervisor = Builder::new()
-        .env("OPENSHELL_MAIN_PROCESS_SPEC", r#"{"version":1,"command":["bash","-c","tty; pwd; stty size"],"tty":true}"#)
+        .env(
+            "OPENSHELL_MAIN_PROCESS_SPEC",
+            r#"{"version":1,"command":["bash","-c","tty; pwd; stty size"],"tty":true}"#,
+        )
         .args(&["--workdir", "/tmp"])
         .start();
     assert_eq!(supervisor.wait(), 0, "{}", supervisor.log());
@@ -104,9 +107,11 @@ fn the_health_port_answers() {
         return;
     }
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let supervisor = Builder::new().args(&["--health-check", "--health-port", &port.to_string()]).start();
+    let supervisor =
+        Builder::new().args(&["--health-check", "--health-port", &port.to_string()]).start();
     supervisor.ready();
-    let mut stream = eventually("the health port", || std::net::TcpStream::connect(("127.0.0.1", port)).ok());
+    let mut stream =
+        eventually("the health port", || std::net::TcpStream::connect(("127.0.0.1", port)).ok());
     stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();

@@ -179,7 +179,8 @@ fn a_command_with_a_terminal_ends_with_its_input() {
         return;
     }
     let supervisor = Supervisor::start();
-    let mut child = supervisor.ssh(&["-tt", "--", "cat; echo ended"]).stdin(Stdio::piped()).spawn().unwrap();
+    let mut child =
+        supervisor.ssh(&["-tt", "--", "cat; echo ended"]).stdin(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(b"line\n").unwrap();
     let output = child.wait_with_output().unwrap();
     assert!(text(&output).contains("ended"), "{}", text(&output));
@@ -201,9 +202,14 @@ fn forwarding_reaches_the_sandboxs_loopback_and_nothing_else() {
     let other = free_port();
     let mut forward = supervisor
         .ssh(&[
-            "-v", "-N", "-o", "ExitOnForwardFailure=yes",
-            "-L", &format!("{port}:localhost:8123"),
-            "-L", &format!("{other}:10.1.2.3:80"),
+            "-v",
+            "-N",
+            "-o",
+            "ExitOnForwardFailure=yes",
+            "-L",
+            &format!("{port}:localhost:8123"),
+            "-L",
+            &format!("{other}:10.1.2.3:80"),
             "--",
         ])
         .spawn()
@@ -229,7 +235,11 @@ fn forwarding_reaches_the_sandboxs_loopback_and_nothing_else() {
         .output()
         .unwrap();
     assert_eq!(remote.status.code(), Some(255));
-    assert!(error_text(&remote).contains("remote port forwarding failed"), "{}", error_text(&remote));
+    assert!(
+        error_text(&remote).contains("remote port forwarding failed"),
+        "{}",
+        error_text(&remote)
+    );
 }
 
 #[test]
@@ -245,14 +255,17 @@ fn many_commands_share_one_connection() {
         .spawn()
         .unwrap();
     eventually("the shared connection", || {
-        supervisor.ssh(&["-o", &control, "-O", "check", "--"]).output().ok()?.status.success().then_some(())
+        supervisor
+            .ssh(&["-o", &control, "-O", "check", "--"])
+            .output()
+            .ok()?
+            .status
+            .success()
+            .then_some(())
     });
     // One channel whose command never reads does not hold up the others.
-    let mut stuck = supervisor
-        .ssh(&["-o", &control, "--", "sleep 30"])
-        .stdin(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut stuck =
+        supervisor.ssh(&["-o", &control, "--", "sleep 30"]).stdin(Stdio::piped()).spawn().unwrap();
     let mut input = stuck.stdin.take().unwrap();
     let filler = std::thread::spawn(move || {
         let block = vec![0; 1024 * 1024];
