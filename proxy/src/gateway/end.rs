@@ -20,7 +20,7 @@ pub const CLOSE_REASON: &str = "the gateway is shutting down";
 pub const PENDING_GRACE: Duration = Duration::from_secs(2);
 
 /// How long connections may take to say goodbye after everything on them was closed.
-pub const CLOSE_GRACE: Duration = Duration::from_secs(2);
+pub const CLOSE_GRACE: Duration = Duration::from_secs(1);
 
 /// How often the number of live relays is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
