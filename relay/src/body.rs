@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
+use futures_util::FutureExt as _;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -158,10 +159,42 @@ where
     }
 }
 
+/// Reads a first message out of arbitrary bytes, whole and byte by byte, and checks that both
+/// agree and that what follows the message is given back untouched. Entry point of the fuzz target
+/// `first_message`; the seed corpus runs as an ordinary test.
+///
+/// # Panics
+/// When they disagree, which is the finding.
+pub fn fuzz_first_message(data: &[u8]) {
+    let read = |chunk: usize| {
+        let frames: Vec<Result<Frame<Bytes>, BoxError>> =
+            data.chunks(chunk).map(|part| Ok(Frame::data(Bytes::copy_from_slice(part)))).collect();
+        let body = http_body_util::StreamBody::new(futures_util::stream::iter(frames));
+        let first = read_first_message::<postern_proto::v1::TcpForwardFrame, _>(body, 1024)
+            .now_or_never()
+            .expect("a body of ready chunks never waits");
+        match first {
+            Err(error) => Err(error.to_string()),
+            Ok((message, rest)) => {
+                let rest = rest.collect().now_or_never().expect("nothing waits");
+                Ok((message, rest.expect("nothing fails").to_bytes()))
+            }
+        }
+    };
+    let whole = read(data.len().max(1));
+    if let Ok((_, rest)) = &whole {
+        assert!(data.ends_with(rest), "what follows the first message was changed");
+    }
+    match (whole, read(1)) {
+        (Ok(whole), Ok(bytewise)) => assert_eq!(whole, bytewise, "chunking changed the message"),
+        (Err(_), Err(_)) => {}
+        (whole, bytewise) => panic!("chunking changed the outcome: {whole:?} {bytewise:?}"),
+    }
+}
+
 /// Polls the next data chunk; trailers and end of stream are both `None`.
 ///
-/// A response whose trailers say anything but `grpc-status: 0` is an error, see
-/// [`crate::bridge::StreamFailed`]; this helper is for request bodies, which carry no status.
+/// For request bodies, which carry no status; the end of a response is in its trailers.
 pub(crate) fn poll_data(
     body: &mut ByteBody,
     cx: &mut Context<'_>,
@@ -176,5 +209,59 @@ pub(crate) fn poll_data(
                 Err(_trailers) => None,
             },
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use postern_proto::v1::{RelayFrame, RelayInit, relay_frame};
+    use tonic::Code;
+
+    use super::*;
+    use crate::bridge::relay_init;
+    use crate::testing::{framed, pipe};
+
+    async fn read(
+        chunks: &[Result<Bytes, &'static str>],
+    ) -> Result<(RelayFrame, Prefixed<crate::testing::PipeBody>), FirstMessageError> {
+        let (sender, body) = pipe();
+        let chunks = chunks.to_vec();
+        tokio::spawn(async move {
+            for chunk in chunks {
+                let _ = sender.send(chunk.map_err(Into::into)).await;
+            }
+        });
+        read_first_message(body, 1024).await
+    }
+
+    #[tokio::test]
+    async fn the_first_message_is_read_and_the_rest_given_back() {
+        let whole = [relay_init("channel"), framed(b"data")].concat();
+        for cut in 1..whole.len() {
+            let (head, tail) = whole.split_at(cut);
+            let chunks = [head, tail].map(|part| Ok(Bytes::copy_from_slice(part)));
+            let (message, rest) = read(&chunks).await.unwrap();
+            let init = RelayInit { channel_id: "channel".to_owned() };
+            assert_eq!(message.payload, Some(relay_frame::Payload::Init(init)));
+            assert_eq!(rest.collect().await.unwrap().to_bytes(), framed(b"data"));
+        }
+    }
+
+    #[tokio::test]
+    async fn each_fault_has_its_error_and_code() {
+        let bytes = |bytes: &[u8]| Ok(Bytes::copy_from_slice(bytes));
+        let cases = [
+            (vec![], Code::InvalidArgument, "ended after 0 bytes"),
+            (vec![bytes(&[0, 0, 0])], Code::InvalidArgument, "ended after 3 bytes"),
+            (vec![bytes(&[1, 0, 0, 0, 0])], Code::InvalidArgument, "not a plain gRPC message"),
+            (vec![bytes(&[0, 0, 0, 4, 1])], Code::InvalidArgument, "1025 bytes"),
+            (vec![bytes(&[0, 0, 0, 0, 1, 9])], Code::InvalidArgument, "does not decode"),
+            (vec![Err("reset")], Code::Cancelled, "stream failed"),
+        ];
+        for (chunks, code, text) in cases {
+            let error = read(&chunks).await.err().unwrap();
+            assert_eq!(error.code(), code, "{error}");
+            assert!(error.to_string().contains(text), "{error}");
+        }
     }
 }

@@ -90,7 +90,7 @@ where
     B: Body<Data = Bytes> + Unpin,
     B::Error: std::fmt::Debug,
 {
-    body.frame().await.expect("more").unwrap().into_data().ok().expect("data, not trailers")
+    body.frame().await.expect("more").unwrap().into_data().expect("data, not trailers")
 }
 
 pub(crate) fn assert_code(status: &Status, code: Code) {

@@ -52,6 +52,9 @@ impl Sandbox {
 
 pub(super) type Shard = HashMap<Arc<str>, Sandbox>;
 
+/// Which sandbox a pending relay is for.
+type Channels = HashMap<ChannelId, Arc<str>>;
+
 #[derive(Default)]
 pub(super) struct Totals {
     pub(super) superseded: AtomicU64,
@@ -65,7 +68,7 @@ pub(super) struct Inner {
     pub(super) config: Config,
     hasher: RandomState,
     shards: Box<[Mutex<Shard>]>,
-    channels: Box<[Mutex<HashMap<ChannelId, Arc<str>>>]>,
+    channels: Box<[Mutex<Channels>]>,
     pub(super) opens_refused: AtomicBool,
     pub(super) closed: AtomicBool,
     pub(super) totals: Totals,
