@@ -216,11 +216,12 @@ async fn supervise(
             None => std::future::pending().await,
         }
     };
+    let mark = settings.state.as_deref();
     let exit = tokio::select! {
         exit = main.wait() => exit.ok_or(IsolateError::Ended)?,
         () = time_up => {
             main.stop().await;
-            return Ok(conclude(link.as_ref(), &logs, Exit::Code(TIMED_OUT), &mut stop_signals).await);
+            return Ok(conclude(link.as_ref(), &logs, Exit::Code(TIMED_OUT), mark, &mut stop_signals).await);
         }
         number = stop_signals.next() => {
             stop.cancel();
@@ -232,7 +233,6 @@ async fn supervise(
     };
     tracing::info!(?exit, "the main process ended");
     main.output_taken().await;
-    let mark = settings.state.as_deref();
     Ok(conclude(link.as_ref(), &logs, exit, mark, &mut stop_signals).await)
 }
 

@@ -184,6 +184,40 @@ def test_delete_and_wait_deleted(client, new_name):
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
 
+def wait_phase(client, name, *phases):
+    deadline = time.monotonic() + 60
+    while (found := client.get(name, workspace=WORKSPACE)).status.phase not in phases:
+        assert time.monotonic() < deadline, f"still {found.status}"
+        time.sleep(0.1)
+    return found
+
+
+def test_a_main_process_that_ends_well_completes_the_sandbox(client, new_name):
+    name = new_name()
+    client.create(workspace=WORKSPACE, name=name, spec=openshell_pb2.SandboxSpec(command=["true"]))
+    try:
+        found = wait_phase(client, name, openshell_pb2.SANDBOX_PHASE_COMPLETED)
+        assert found.status.exit_code == 0
+        time.sleep(2)  # what the driver sees afterwards must not change it
+        assert client.get(name, workspace=WORKSPACE).status.phase == openshell_pb2.SANDBOX_PHASE_COMPLETED
+    finally:
+        client.delete(name, workspace=WORKSPACE)
+
+
+def test_a_main_process_that_fails_is_an_error_that_start_recovers(client, new_name):
+    name = new_name()
+    command = ["sh", "-c", "test -e ~/again && exec sleep 1000; touch ~/again; exit 3"]
+    client.create(workspace=WORKSPACE, name=name, spec=openshell_pb2.SandboxSpec(command=command))
+    try:
+        found = wait_phase(client, name, openshell_pb2.SANDBOX_PHASE_ERROR)
+        assert found.status.exit_code == 3
+        client.start(name, workspace=WORKSPACE)
+        client.wait_ready(name, workspace=WORKSPACE, timeout_seconds=30)
+        assert client.exec(name, ["true"], workspace=WORKSPACE).exit_code == 0
+    finally:
+        client.delete(name, workspace=WORKSPACE)
+
+
 def test_session(client, new_name):
     session = client.create_session(workspace=WORKSPACE, name=new_name())
     try:
