@@ -73,8 +73,19 @@ fn create_runs_a_command_and_passes_its_exit_code_and_no_keep_removes() {
     let output = finish(
         gateway
             .postern(&[
-                "sandbox", "create", "--name", "one-shot", "--no-keep", "--env", "WHO=me", "--label", "a=b",
-                "--", "sh", "-c", "echo hello $WHO; exit 9",
+                "sandbox",
+                "create",
+                "--name",
+                "one-shot",
+                "--no-keep",
+                "--env",
+                "WHO=me",
+                "--label",
+                "a=b",
+                "--",
+                "sh",
+                "-c",
+                "echo hello $WHO; exit 9",
             ])
             .stdin(Stdio::null()),
     );
@@ -115,7 +126,16 @@ fn exec_timeout_is_124() {
     needs_root!();
     let sandbox = Up::shared().sandbox("slow");
     let output = sandbox.up.run(&[
-        "sandbox", "exec", "-n", &sandbox.name, "--timeout", "1", "--no-tty", "--", "sleep", "60",
+        "sandbox",
+        "exec",
+        "-n",
+        &sandbox.name,
+        "--timeout",
+        "1",
+        "--no-tty",
+        "--",
+        "sleep",
+        "60",
     ]);
     assert_eq!(output.status.code(), Some(124), "{}", shown(&output));
 }
@@ -130,7 +150,8 @@ fn lists_are_tables_or_json_or_names() {
     let json = gateway.run(&["sandbox", "list", "-o", "json"]);
     let json: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
     assert!(json.as_array().expect("a list").iter().any(|one| one["name"] == sandbox.name));
-    let names = String::from_utf8(gateway.run(&["sandbox", "list", "--names"]).stdout).expect("text");
+    let names =
+        String::from_utf8(gateway.run(&["sandbox", "list", "--names"]).stdout).expect("text");
     assert!(names.lines().any(|line| line == sandbox.name), "{names}");
     let one = gateway.get(&sandbox.name);
     assert_eq!(one["phase"], "Ready");
@@ -145,7 +166,8 @@ fn folders_are_uploaded_and_downloaded_whole() {
     fs::create_dir_all(source.join("deep/er")).expect("makes");
     fs::write(source.join("deep/er/file"), vec![5_u8; 700_000]).expect("writes");
     fs::write(source.join("run"), "#!/bin/sh\necho ran\n").expect("writes");
-    fs::set_permissions(source.join("run"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("sets");
+    fs::set_permissions(source.join("run"), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .expect("sets");
     let path = source.display().to_string();
     let up = sandbox.up.run(&["sandbox", "upload", &sandbox.name, &path, "in/here"]);
     assert!(up.status.success(), "{}", shown(&up));
@@ -153,10 +175,17 @@ fn folders_are_uploaded_and_downloaded_whole() {
     let back = folder.join("back").display().to_string();
     let down = sandbox.up.run(&["sandbox", "download", &sandbox.name, "in/here/project", &back]);
     assert!(down.status.success(), "{}", shown(&down));
-    assert_eq!(fs::read(folder.join("back/project/deep/er/file")).expect("came back"), vec![5_u8; 700_000]);
+    assert_eq!(
+        fs::read(folder.join("back/project/deep/er/file")).expect("came back"),
+        vec![5_u8; 700_000]
+    );
     let missing = sandbox.up.run(&["sandbox", "download", &sandbox.name, "not/there", &back]);
     assert!(!missing.status.success());
-    assert!(String::from_utf8_lossy(&missing.stderr).contains("No such file"), "{}", shown(&missing));
+    assert!(
+        String::from_utf8_lossy(&missing.stderr).contains("No such file"),
+        "{}",
+        shown(&missing)
+    );
 }
 
 #[test]
@@ -191,11 +220,8 @@ fn stop_and_start_by_name() {
 fn certificates_for_a_gateway_of_ones_own() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("pki");
-    let output = finish(
-        up::postern()
-            .args(["certs", "--server-san", "gateway.example"])
-            .arg(&path),
-    );
+    let output =
+        finish(up::postern().args(["certs", "--server-san", "gateway.example"]).arg(&path));
     assert!(output.status.success(), "{}", shown(&output));
     for file in ["ca.crt", "server.crt", "server.key"] {
         assert!(path.join(file).exists(), "{file} is missing: {}", shown(&output));

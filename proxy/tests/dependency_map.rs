@@ -66,9 +66,8 @@ fn no_crate_uses_what_the_map_forbids() {
                 continue;
             };
             edges += 1;
-            let fits = allowed
-                .iter()
-                .any(|folder| to == folder || to.starts_with(&format!("{folder}/")));
+            let fits =
+                allowed.iter().any(|folder| to == folder || to.starts_with(&format!("{folder}/")));
             if !fits {
                 faults.push(format!("{from} must not use {to}"));
             }

@@ -78,7 +78,8 @@ fn a_killed_gateway_finds_its_sandboxes_again_and_clients_notice() {
     let first = Up::start_in(folder, &["--port", &port]);
     let made = first.run(&["sandbox", "create", "--name", "survivor", "--detach", "--no-tty"]);
     assert!(made.status.success(), "{}", shown(&made));
-    let wrote = first.run(&["sandbox", "exec", "-n", "survivor", "--", "sh", "-c", "echo kept > note"]);
+    let wrote =
+        first.run(&["sandbox", "exec", "-n", "survivor", "--", "sh", "-c", "echo kept > note"]);
     assert!(wrote.status.success(), "{}", shown(&wrote));
     let sandbox_id = id(&first, "survivor");
     let supervisor = first.supervisor(&sandbox_id);
@@ -117,7 +118,17 @@ fn a_gateway_that_is_told_to_end_lets_running_work_finish() {
     let gateway = Up::start(&[]);
     let sandbox = gateway.sandbox("drain");
     let mut running = gateway
-        .postern(&["sandbox", "exec", "-n", &sandbox.name, "--no-tty", "--", "sh", "-c", "touch on; sleep 3; echo done"])
+        .postern(&[
+            "sandbox",
+            "exec",
+            "-n",
+            &sandbox.name,
+            "--no-tty",
+            "--",
+            "sh",
+            "-c",
+            "touch on; sleep 3; echo done",
+        ])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
@@ -127,7 +138,8 @@ fn a_gateway_that_is_told_to_end_lets_running_work_finish() {
     signal(pid, Signal::SIGTERM);
     assert!(ended(&mut running, PATIENCE).success(), "{}", gateway.log());
     let mut text = String::new();
-    std::io::Read::read_to_string(&mut running.stdout.take().expect("piped"), &mut text).expect("text");
+    std::io::Read::read_to_string(&mut running.stdout.take().expect("piped"), &mut text)
+        .expect("text");
     assert_eq!(text, "done\n");
     eventually("the gateway has ended", || {
         fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
@@ -145,9 +157,7 @@ fn a_second_signal_ends_a_draining_gateway_at_once() {
         .stdin(Stdio::null())
         .spawn()
         .expect("starts");
-    eventually("the command runs", || {
-        sandbox.exec(&["pgrep", "-f", "sleep 600"]).status.success()
-    });
+    eventually("the command runs", || sandbox.exec(&["pgrep", "-f", "sleep 600"]).status.success());
     let pid = i32::try_from(gateway.pid()).expect("fits");
     signal(pid, Signal::SIGTERM);
     eventually("the gateway refuses new connections", || {
@@ -215,9 +225,7 @@ fn a_bad_config_is_refused_whole() {
     )
     .expect("writes");
     for command in [["check"].as_slice(), ["gateway", "--config"].as_slice()] {
-        let output = finish(
-            up::postern().args(command).arg(&path),
-        );
+        let output = finish(up::postern().args(command).arg(&path));
         assert_eq!(output.status.code(), Some(2), "{}", shown(&output));
         let text = shown(&output);
         for wanted in ["heartbeat_intervall", ":2", ":3", "relay_caps"] {

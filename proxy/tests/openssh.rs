@@ -217,7 +217,10 @@ fn local_forwards_work_and_remote_ones_are_refused() {
     let port = free_port();
     let server = "python3 -c \"import socket\ns=socket.create_server(('127.0.0.1',8123))\nprint('up',flush=True)\nwhile 1:\n c,_=s.accept()\n d=b''\n while 1:\n  b=c.recv(65536)\n  if not b: break\n  d+=b\n c.sendall(d[::-1]); c.close()\"";
     let mut forward = sandbox
-        .openssh("ssh", &["-L", &format!("127.0.0.1:{port}:127.0.0.1:8123"), &sandbox.host(), server])
+        .openssh(
+            "ssh",
+            &["-L", &format!("127.0.0.1:{port}:127.0.0.1:8123"), &sandbox.host(), server],
+        )
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
@@ -243,7 +246,17 @@ fn local_forwards_work_and_remote_ones_are_refused() {
     forward.wait().expect("ends");
     let refused = finish(
         sandbox
-            .openssh("ssh", &["-o", "ExitOnForwardFailure=yes", "-R", "9999:127.0.0.1:1", &sandbox.host(), "true"])
+            .openssh(
+                "ssh",
+                &[
+                    "-o",
+                    "ExitOnForwardFailure=yes",
+                    "-R",
+                    "9999:127.0.0.1:1",
+                    &sandbox.host(),
+                    "true",
+                ],
+            )
             .stdin(Stdio::null()),
     );
     assert_eq!(refused.status.code(), Some(255), "{}", shown(&refused));
@@ -260,7 +273,8 @@ fn a_forward_of_the_command_line_reaches_the_same_server_and_closes_half() {
         .spawn()
         .expect("ssh starts");
     let port = free_port();
-    let started = sandbox.up.run(&["forward", "start", "-d", &format!("{port}:8124"), &sandbox.name]);
+    let started =
+        sandbox.up.run(&["forward", "start", "-d", &format!("{port}:8124"), &sandbox.name]);
     assert!(started.status.success(), "{}", shown(&started));
     let data = noise(3_000_000);
     let answer = until(PATIENCE, || {
@@ -320,9 +334,11 @@ fn twenty_sessions_at_a_time_do_not_mix() {
     let children: Vec<_> = (0..20)
         .map(|index| {
             let mut command = Command::new("ssh");
-            command.arg("-F").arg(&config).arg(sandbox.host()).arg(format!(
-                "for i in $(seq 1 2000); do echo {index}-$i; done; exit {index}"
-            ));
+            command
+                .arg("-F")
+                .arg(&config)
+                .arg(sandbox.host())
+                .arg(format!("for i in $(seq 1 2000); do echo {index}-$i; done; exit {index}"));
             sandbox.up.as_user(&mut command);
             command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("ssh starts")
         })

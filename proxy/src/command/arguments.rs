@@ -161,7 +161,10 @@ impl ServerArgs {
             ("--drivers", self.drivers.clone()),
             ("--compute-driver-socket", path(self.compute_driver_socket.as_ref())),
             ("--grpc-rate-limit-requests", shown(self.grpc_rate_limit_requests.as_ref())),
-            ("--grpc-rate-limit-window-seconds", shown(self.grpc_rate_limit_window_seconds.as_ref())),
+            (
+                "--grpc-rate-limit-window-seconds",
+                shown(self.grpc_rate_limit_window_seconds.as_ref()),
+            ),
         ];
         single
             .into_iter()
@@ -252,8 +255,9 @@ mod tests {
 
     #[test]
     fn everything_after_two_dashes_belongs_to_the_sandbox() {
-        let parsed =
-            Arguments::parse_from(["postern", "sandbox", "exec", "-n", "box", "--", "ls", "--port", "-n"]);
+        let parsed = Arguments::parse_from([
+            "postern", "sandbox", "exec", "-n", "box", "--", "ls", "--port", "-n",
+        ]);
         let Command::User(postern_cli::args::Command::Sandbox(
             postern_cli::args::SandboxCommand::Exec(exec),
         )) = parsed.command

@@ -147,9 +147,10 @@ async fn create(told: &Told, gateway: &mut Gateway) -> Result<(), DemoError> {
                     told.line(&format!("phase: {}", postern_cli::output::phase(last)));
                 }
                 if last == v1::SandboxPhase::Error as i32 {
-                    let told = status.conditions.first().map_or("no reason given".into(), |condition| {
-                        condition.message.clone()
-                    });
+                    let told = status
+                        .conditions
+                        .first()
+                        .map_or("no reason given".into(), |condition| condition.message.clone());
                     return Err(DemoError::Wrong { what: "the sandbox failed", told });
                 }
             }
@@ -201,7 +202,9 @@ async fn bytes_through_ssh(
     let wanted = hex(&Sha256::digest(&payload));
     let started = Instant::now();
     let Some(there) = ssh(config, &file, "tee copy | sha256sum", payload).await? else {
-        told.line("OpenSSH is not installed (apt-get install openssh-client), so this part is left out");
+        told.line(
+            "OpenSSH is not installed (apt-get install openssh-client), so this part is left out",
+        );
         return Ok(());
     };
     let inside = String::from_utf8_lossy(&there).chars().take(64).collect::<String>();
@@ -216,7 +219,10 @@ async fn bytes_through_ssh(
     if wanted == inside && wanted == returned {
         Ok(())
     } else {
-        Err(DemoError::Wrong { what: "the checksums differ", told: "bytes were lost or changed".into() })
+        Err(DemoError::Wrong {
+            what: "the checksums differ",
+            told: "bytes were lost or changed".into(),
+        })
     }
 }
 
@@ -242,8 +248,10 @@ async fn ssh(
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         spawned => spawned.map_err(local("run ssh"))?,
     };
-    let mut stdin = child.stdin.take().ok_or(DemoError::Wrong { what: "ssh", told: "no input".into() })?;
-    let mut stdout = child.stdout.take().ok_or(DemoError::Wrong { what: "ssh", told: "no output".into() })?;
+    let mut stdin =
+        child.stdin.take().ok_or(DemoError::Wrong { what: "ssh", told: "no input".into() })?;
+    let mut stdout =
+        child.stdout.take().ok_or(DemoError::Wrong { what: "ssh", told: "no output".into() })?;
     let write = async move {
         stdin.write_all(&input).await?;
         stdin.shutdown().await
@@ -288,7 +296,8 @@ impl Told {
 
     fn say(&self, text: &str) {
         // Whoever closed standard output does not read it.
-        let _ = writeln!(anstream::stdout(), "{:6.2} s  {text}", self.since.elapsed().as_secs_f64());
+        let _ =
+            writeln!(anstream::stdout(), "{:6.2} s  {text}", self.since.elapsed().as_secs_f64());
     }
 
     /// Which controls hold the agent, by the sandbox's own report.

@@ -78,7 +78,11 @@ pub async fn run(args: UpArgs) -> ExitCode {
 async fn serve(args: UpArgs) -> Result<(), UpError> {
     let exit_with_stdin = args.exit_with_stdin;
     let up = Up::start(args, Registrations::from_environment()?).await?;
-    println!("gateway is ready: {}\nregistered as {}; try: postern sandbox create", up.gateway.endpoint(), up.name);
+    println!(
+        "gateway is ready: {}\nregistered as {}; try: postern sandbox create",
+        up.gateway.endpoint(),
+        up.name
+    );
     if exit_with_stdin {
         tokio::select! {
             () = up.gateway.signalled() => {}
@@ -148,8 +152,11 @@ impl Up {
         }
         self.gateway.drain_and_remove_sandboxes().await;
         self.registrations.remove(&self.name)?;
-        fs::remove_dir_all(&self.state_dir)
-            .map_err(|source| UpError::File { action: "remove", path: self.state_dir, source })
+        fs::remove_dir_all(&self.state_dir).map_err(|source| UpError::File {
+            action: "remove",
+            path: self.state_dir,
+            source,
+        })
     }
 }
 
@@ -161,7 +168,11 @@ fn own_folder() -> Result<PathBuf, UpError> {
         .permissions(fs::Permissions::from_mode(0o711))
         .tempdir_in("/var/tmp")
         .map(tempfile::TempDir::keep)
-        .map_err(|source| UpError::File { action: "make a folder in", path: "/var/tmp".into(), source })
+        .map_err(|source| UpError::File {
+            action: "make a folder in",
+            path: "/var/tmp".into(),
+            source,
+        })
 }
 
 fn user_certificates(pki: &std::path::Path) -> Result<MutualTls, UpError> {
