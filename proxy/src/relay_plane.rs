@@ -77,7 +77,7 @@ pub enum OpenError {
     #[error("{0}")]
     Refused(Refusal),
     /// The sandbox had no session for the whole budget.
-    #[error("no supervisor session of the sandbox within {}", seconds(*budget))]
+    #[error("no supervisor session of the sandbox within {}", rounded(*budget))]
     NoSession {
         /// The budget that was spent.
         budget: Duration,
@@ -234,11 +234,12 @@ impl From<registry::OpenError> for OpenError {
     }
 }
 
-fn seconds(duration: Duration) -> String {
-    if duration.subsec_nanos() == 0 {
-        format!("{} s", duration.as_secs())
-    } else {
+/// A wait as people say it: what was left of a budget after looking up the sandbox is still that budget.
+fn rounded(duration: Duration) -> String {
+    if duration < Duration::from_secs(1) {
         format!("{} ms", duration.as_millis())
+    } else {
+        format!("{:.0} s", duration.as_secs_f64())
     }
 }
 

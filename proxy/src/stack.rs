@@ -25,8 +25,7 @@ use postern_layers::body_limit::{self, BodyLimitLayer};
 use postern_layers::concurrency_cap::{self, ConcurrencyCapLayer};
 use postern_layers::deadline::DeadlineLayer;
 use postern_layers::metrics::MetricsLayer;
-use postern_layers::ocsf::object::Service as AuditedService;
-use postern_layers::ocsf::{ApiAudit, OcsfLayer, OcsfRelayLayer, Recorder};
+use postern_layers::ocsf::{OcsfLayer, OcsfRelayLayer, Recorder};
 use postern_layers::rate_limit::{self, RateLimitLayer};
 use postern_layers::refuse::Protocol;
 use postern_layers::relay_caps::{self, RelayCapsLayer};
@@ -127,8 +126,7 @@ where
             CallLayer::Authenticate => authenticate_layer(stack, parts, plane),
             CallLayer::Authorize => boxed(AuthorizeLayer::new(decision(parts)).layer(plane)),
             CallLayer::Ocsf => {
-                let service = AuditedService::new("postern");
-                let audit = ApiAudit::new(audit::Describe::new(&parts.rules), service);
+                let audit = audit::Calls::new(&parts.rules);
                 boxed(OcsfLayer::new(audit, parts.recorder.clone()).layer(plane))
             }
             CallLayer::Deadline => {

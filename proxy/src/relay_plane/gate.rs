@@ -69,18 +69,20 @@ impl Gate {
     /// # Errors
     /// As [`Gate::open`].
     pub async fn ready(&self, record: &SandboxRecord, budget: Duration) -> Result<(), CallError> {
-        // The record was read a moment ago; a Ready sandbox costs no second look.
-        if matches!(phase::outlook(record.phase()), phase::Outlook::Ready) {
-            return Ok(());
+        // The record was read a moment ago: only a sandbox on its way costs a second look.
+        match phase::outlook(record.phase()) {
+            phase::Outlook::Ready => return Ok(()),
+            phase::Outlook::NotComing => return Err(record.not_ready()),
+            phase::Outlook::Coming => {}
         }
         match timeout(budget, self.lifecycle.wait_ready(record.id())).await {
             Ok(outcome) => outcome.map(drop),
             Err(_) => Err(CallError::Unavailable {
                 reason: "SANDBOX_NOT_READY",
                 description: format!(
-                    "sandbox {:?} did not become ready within {} s; try again or look at its conditions",
+                    "sandbox {:?} did not become ready within {}; try again or look at its conditions",
                     record.name(),
-                    budget.as_secs()
+                    super::rounded(budget)
                 ),
                 retry_after: Some(Duration::from_secs(1)),
             }),

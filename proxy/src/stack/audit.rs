@@ -9,13 +9,15 @@ use postern_layers::ocsf::object::{
     Actor, Endpoint, HttpRequest, Peers, Service, Traffic, Url, User as AuditUser,
 };
 use postern_layers::ocsf::{
-    AuditRelay, Authentication, ConnectionActivity, Event, LogonActivity, NetworkActivity,
-    Recorder, RelayOutcome, Severity, SshActivity, Status, Verdict,
+    ApiAudit, ApiCall, Audit, AuditRelay, Authentication, ConnectionActivity, Draft, Event,
+    LogonActivity, NetworkActivity, Outcome as CallOutcome, Recorder, RelayOutcome, Severity,
+    SshActivity, Status, Verdict,
 };
-use postern_layers::refuse::Refusal;
+use postern_layers::refuse::{Code, Refusal};
 use postern_proto::authorization::AuthorizationTable;
 use postern_relay::registry::Target;
 use postern_relay::splice::{EndKind, RelayEnd};
+use postern_relay::transport::RELAY_STREAM_PATH;
 
 use crate::auth::Principal;
 use crate::config::{CallLayer, Stack};
@@ -26,6 +28,25 @@ use crate::relay_plane::{OpenError, OpenedRelay, RelayRequest};
 #[derive(Clone, Debug)]
 pub(super) struct Describe {
     rules: Arc<AuthorizationTable>,
+}
+
+/// The audit of calls, without the relay streams that went well: the relay plane records these, with their target.
+#[derive(Debug)]
+pub(super) struct Calls(ApiAudit<Describe>);
+
+/// One audited call.
+#[derive(Debug)]
+pub(super) struct Audited {
+    call: ApiCall,
+    told: Told,
+}
+
+/// Whether a call is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    Always,
+    /// A relay stream that has not been refused.
+    IfRefused,
 }
 
 /// Records failed authentications, unless the `ocsf` layer stands outside `authenticate` and sees them itself.
@@ -76,11 +97,8 @@ impl Describe {
 
 impl postern_layers::ocsf::Describe for Describe {
     fn is_audited(&self, head: &Parts) -> bool {
-        // Relays are recorded where they are opened, with their target; health checks say nothing.
-        !matches!(
-            head.uri.path(),
-            "/openshell.v1.OpenShell/Health" | "/openshell.v1.OpenShell/RelayStream"
-        )
+        // Health checks say nothing.
+        head.uri.path() != "/openshell.v1.OpenShell/Health"
     }
 
     fn peer(&self, head: &Parts) -> Endpoint {
@@ -96,6 +114,49 @@ impl postern_layers::ocsf::Describe for Describe {
         self.rules
             .rule(head.uri.path())
             .is_some_and(|rule| rule.client_streaming && rule.server_streaming)
+    }
+}
+
+// === impl Calls ===
+
+impl Calls {
+    pub(super) fn new(rules: &Arc<AuthorizationTable>) -> Self {
+        Self(ApiAudit::new(Describe::new(rules), Service::new("postern")))
+    }
+}
+
+impl Audit for Calls {
+    type Call = Audited;
+
+    fn start(&self, head: &mut Parts) -> Option<Audited> {
+        let relay = head.uri.path() == RELAY_STREAM_PATH;
+        let call = self.0.start(head)?;
+        Some(Audited { call, told: if relay { Told::IfRefused } else { Told::Always } })
+    }
+
+    fn answered(
+        &self,
+        audited: &mut Audited,
+        head: &http::response::Parts,
+        now: i64,
+    ) -> Option<Draft> {
+        match audited.told {
+            Told::Always => self.0.answered(&mut audited.call, head, now),
+            Told::IfRefused => {
+                // A status in the head: a channel that is unknown, expired, used or of another sandbox.
+                if Code::from_headers(&head.headers).is_some() {
+                    audited.told = Told::Always;
+                }
+                None
+            }
+        }
+    }
+
+    fn ended(&self, audited: Audited, outcome: CallOutcome, now: i64) -> Option<Draft> {
+        match audited.told {
+            Told::Always => self.0.ended(audited.call, outcome, now),
+            Told::IfRefused => None,
+        }
     }
 }
 

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use postern::config::LayerConfigs;
-use postern_proto::v1::RelayOpenResult;
+use postern::config::{LayerConfigs, Stack};
 use postern_proto::v1::supervisor_message::Payload as ToGateway;
+use postern_proto::v1::{RelayOpenResult, SandboxPhase};
 use postern_relay::transport::Connection;
 use tokio::task::JoinHandle;
 use tonic::{Code, Status};
@@ -166,7 +166,7 @@ async fn no_session_within_the_budget_is_unavailable_and_says_so() {
     let id = gateway.sandbox("one").await;
     let session = Scripted::connect(&gateway, &id).await;
     let token = gateway.ssh_token("one").await;
-    gateway.until_phase("one", postern_proto::v1::SandboxPhase::Ready).await;
+    gateway.until_phase("one", SandboxPhase::Ready).await;
     // The record still says Ready, but the session is gone: the layer waits, not the handler.
     let removed = gateway.registry.current(&id).unwrap();
     gateway.registry.remove_if_current(&id, removed);
@@ -210,4 +210,61 @@ async fn an_open_that_is_given_up_leaves_nothing_pending() {
     until("nothing is pending", async || gateway.registry.stats().pending == 0).await;
     assert_eq!(session.claim(&open.channel_id).await.map(drop).unwrap_err().code(), Code::NotFound);
     until("the token's place is back", async || gateway.ssh_sessions.connections() == 0).await;
+}
+
+#[tokio::test]
+async fn without_relay_layers_nothing_waits_and_nothing_is_capped() {
+    let stack = Stack { relay: Vec::new(), ..Stack::default() };
+    let gateway = Gateway::with(Options { stack, ..Options::default() }).await;
+    let id = gateway.sandbox("one").await;
+    let token = gateway.ssh_token("one").await;
+    let connection = gateway.connect(None).await;
+    let init = tcp_init("one", &token, "127.0.0.1", 80);
+    let refused = soon("an answer", forward(&connection, init)).await.map(drop).unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "there is no session, and no wait for one");
+    let mut session = Scripted::connect(&gateway, &id).await;
+    gateway.until_phase("one", SandboxPhase::Ready).await;
+    let openings: Vec<Opening> = tokens(&gateway, &id, 40)
+        .await
+        .iter()
+        .map(|token| open_tcp(&connection, "one", token))
+        .collect();
+    let mut held = Vec::new();
+    for _ in &openings {
+        held.push(session.serve_one().await);
+    }
+    for opening in openings {
+        assert!(soon("the forward", opening).await.unwrap().is_ok());
+    }
+}
+
+#[tokio::test]
+async fn hundreds_of_cycles_leave_nothing_behind() {
+    let gateway = Gateway::start().await;
+    let id = gateway.sandbox("one").await;
+    let connection = gateway.connect(None).await;
+    let token = gateway.ssh_token("one").await;
+    let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let mut before = 0;
+    for cycle in 0..300 {
+        if cycle == 20 {
+            before = descriptors();
+        }
+        let mut session = Scripted::connect(&gateway, &id).await;
+        let opening = open_tcp(&connection, "one", &token);
+        let mut inside = session.serve_one().await;
+        let mut outside = soon("the forward", opening).await.unwrap().unwrap();
+        outside.write("ping").await;
+        assert_eq!(inside.read().await.unwrap(), "ping");
+        session.cut();
+        assert_eq!(outside.read_to_end().await.1, Code::Unavailable);
+    }
+    until("every relay and session is gone", async || {
+        let stats = gateway.registry.stats();
+        (stats.sessions, stats.pending, stats.live) == (0, 0, 0) && gateway.tasks.is_empty()
+    })
+    .await;
+    assert_eq!(gateway.ssh_sessions.connections(), 0);
+    // Other tests of this process open some too, so this only finds what grows with the cycles.
+    until("descriptors are given back", async || descriptors() < before + 100).await;
 }

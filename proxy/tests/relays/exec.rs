@@ -18,8 +18,8 @@ use postern_relay::transport::{Connection, RELAY_STREAM_PATH};
 use russh::keys::PrivateKey;
 use russh::keys::ssh_key::private::Ed25519Keypair;
 use russh::server::{self, Auth, ChannelOpenHandle, Msg, Session};
-use russh::{Channel, ChannelId, ChannelMsg};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use russh::{Channel, ChannelId, ChannelMsg, ChannelWriteHalf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
@@ -158,7 +158,6 @@ async fn run(inside: Inside, channel: Channel<Msg>, command: String) {
     let (mut stdin, mut stdout, mut stderr) =
         (child.stdin.take(), child.stdout.take().unwrap(), child.stderr.take().unwrap());
     let (mut read, write) = channel.split();
-    let write = Arc::new(write);
     let input = async {
         loop {
             match read.wait().await {
@@ -174,23 +173,7 @@ async fn run(inside: Inside, channel: Channel<Msg>, command: String) {
         }
     };
     let output = async {
-        let mut buffer = vec![0; 32 * 1024];
-        let mut errors = vec![0; 32 * 1024];
-        let (mut out, mut err) = (true, true);
-        while out || err {
-            tokio::select! {
-                read = stdout.read(&mut buffer), if out => match read {
-                    Ok(count) if count > 0 => { let _ = write.data_bytes(buffer[..count].to_vec()).await; }
-                    _ => out = false,
-                },
-                read = stderr.read(&mut errors), if err => match read {
-                    Ok(count) if count > 0 => {
-                        let _ = write.extended_data_bytes(1, errors[..count].to_vec()).await;
-                    }
-                    _ => err = false,
-                },
-            }
-        }
+        tokio::join!(copy_out(&mut stdout, &write, None), copy_out(&mut stderr, &write, Some(1)));
         let status = child.wait().await.unwrap();
         let _ = write.eof().await;
         let _ = write.exit_status(status.code().unwrap_or(255) as u32).await;
@@ -202,6 +185,27 @@ async fn run(inside: Inside, channel: Channel<Msg>, command: String) {
     }
     drop(child);
     *inside.running.lock() -= 1;
+}
+
+/// Sends what a pipe says as data, or as extended data of this type.
+async fn copy_out(
+    pipe: &mut (impl AsyncRead + Unpin),
+    write: &ChannelWriteHalf<Msg>,
+    extended: Option<u32>,
+) {
+    let mut buffer = vec![0; 32 * 1024];
+    while let Ok(count) = pipe.read(&mut buffer).await
+        && count > 0
+    {
+        let data = buffer[..count].to_vec();
+        let sent = match extended {
+            None => write.data_bytes(data).await,
+            Some(kind) => write.extended_data_bytes(kind, data).await,
+        };
+        if sent.is_err() {
+            return;
+        }
+    }
 }
 
 /// A gateway with one sandbox whose commands run.

@@ -297,6 +297,8 @@ async fn only_the_right_sandbox_claims_and_only_once() {
     assert_eq!(unknown.code(), Code::NotFound);
     assert_eq!(setup.session.claim("no id").await.map(drop).unwrap_err().code(), Code::NotFound);
     assert_eq!(setup.session.claim("").await.map(drop).unwrap_err().code(), Code::InvalidArgument);
+    let recorded = setup.gateway.audited("RelayStream").await;
+    assert_eq!(recorded.len(), 4, "every refused claim and nothing else: {recorded:?}");
     // The entry was kept for its owner.
     let _inside = setup.session.claim(&open.channel_id).await.unwrap();
     assert!(soon("the forward", opening).await.unwrap().is_ok());

@@ -69,6 +69,8 @@ pub struct Gateway {
     /// Audit records in the short form.
     pub audit: Arc<Mutex<Vec<String>>>,
     pub recorder: Recorder,
+    /// Tasks of sessions and tunnels.
+    pub tasks: TaskTracker,
     /// Dropping it would drain the gateway.
     _drain: Drain,
 }
@@ -82,6 +84,7 @@ impl Gateway {
         let store: Arc<dyn ObjectStore> =
             Arc::new(SqliteStore::open("sqlite::memory:").await.unwrap());
         let clock = WallClock::system();
+        let tasks = TaskTracker::new();
         let key = SigningKey::generate().unwrap();
         let issuer = Arc::new(SandboxTokenIssuer::new(key, "openshell", options.token_ttl));
         let registry = Registry::new(registry::Config {
@@ -91,19 +94,7 @@ impl Gateway {
         });
         let ssh_sessions =
             SshSessions::new(Arc::clone(&store), Duration::from_secs(600), clock.clone());
-        let sessions = Arc::new(Sessions(registry.clone()));
-        let lifecycle = Lifecycle::new(lifecycle::Parts {
-            store,
-            driver: Arc::new(FakeDriver::new()),
-            capabilities: Default::default(),
-            sessions: Arc::clone(&sessions) as _,
-            ender: sessions,
-            minter: Arc::new(Minter { issuer: Arc::clone(&issuer), clock: clock.clone() }),
-            cleanup: Arc::new(Leftovers { ssh_sessions: ssh_sessions.clone() }),
-            now: Arc::new(SystemTime::now),
-            seed: 7,
-            config: lifecycle::Config::default(),
-        });
+        let lifecycle = lifecycle(store, &registry, &issuer, &ssh_sessions);
         tokio::spawn(lifecycle.clone().run());
         let (recorder, audit) = recorder();
         let (plane, relay_handles) =
@@ -123,7 +114,7 @@ impl Gateway {
                 status: Arc::new(|| ServiceStatus::Healthy),
             },
             exec_pool: Default::default(),
-            tasks: TaskTracker::new(),
+            tasks: tasks.clone(),
         });
         let parts = CallParts {
             rules: Arc::new(AuthorizationTable::load().unwrap()),
@@ -155,6 +146,7 @@ impl Gateway {
             issuer,
             audit,
             recorder,
+            tasks,
             _drain: drain,
         }
     }
@@ -222,6 +214,28 @@ impl Gateway {
         self.recorder.flush().await;
         self.audit.lock().iter().filter(|line| line.contains(part)).cloned().collect()
     }
+}
+
+/// The lifecycle over a driver that keeps sandboxes in memory.
+fn lifecycle(
+    store: Arc<dyn ObjectStore>,
+    registry: &Registry,
+    issuer: &Arc<SandboxTokenIssuer>,
+    ssh_sessions: &SshSessions,
+) -> Lifecycle {
+    let sessions = Arc::new(Sessions(registry.clone()));
+    Lifecycle::new(lifecycle::Parts {
+        store,
+        driver: Arc::new(FakeDriver::new()),
+        capabilities: Default::default(),
+        sessions: Arc::clone(&sessions) as _,
+        ender: sessions,
+        minter: Arc::new(Minter { issuer: Arc::clone(issuer), clock: WallClock::system() }),
+        cleanup: Arc::new(Leftovers { ssh_sessions: ssh_sessions.clone() }),
+        now: Arc::new(SystemTime::now),
+        seed: 7,
+        config: lifecycle::Config::default(),
+    })
 }
 
 /// A client without limits of its own.

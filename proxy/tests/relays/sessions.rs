@@ -4,8 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use postern_proto::v1::supervisor_message::Payload as ToGateway;
 use postern_proto::v1::{
-    RefreshSandboxTokenRequest, SandboxPhase, SessionReauthenticate, StopSandboxRequest,
-    SupervisorHeartbeat, SupervisorHello, SupervisorMessage,
+    CreateSshSessionRequest, RefreshSandboxTokenRequest, SandboxPhase, SessionReauthenticate,
+    StopSandboxRequest, SupervisorHeartbeat, SupervisorHello, SupervisorMessage,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -207,7 +207,7 @@ async fn a_session_ends_with_its_token_unless_it_shows_a_newer_one() {
     let ttl = Duration::from_secs(600);
     let gateway = Gateway::with(Options { token_ttl: ttl, ..Options::default() }).await;
     let (one, two) = (gateway.sandbox("one").await, gateway.sandbox("two").await);
-    let short = Duration::from_secs(2);
+    let short = Duration::from_secs(3);
     let token = nearly_over(&gateway, &one, ttl, short);
     let mut ending = Scripted::with_token(&gateway, &one, &token).await;
     let token = nearly_over(&gateway, &two, ttl, short);
@@ -239,7 +239,8 @@ async fn stopping_a_sandbox_ends_its_session_and_cuts_its_relays() {
     let mut session = Scripted::connect(&gateway, &id).await;
     let token = gateway.ssh_token("one").await;
     let connection = gateway.connect(None).await;
-    let opening = tokio::spawn(async move { forward(&connection, ssh_init("one", &token)).await });
+    let init = ssh_init("one", &token);
+    let opening = tokio::spawn(async move { forward(&connection, init).await });
     let mut inside = session.serve_one().await;
     let mut outside = soon("the forward", opening).await.unwrap().unwrap();
     let stop = StopSandboxRequest { name: "one".to_owned(), ..StopSandboxRequest::default() };
@@ -248,19 +249,11 @@ async fn stopping_a_sandbox_ends_its_session_and_cuts_its_relays() {
     assert_eq!(outside.read_to_end().await.1, Code::Unavailable);
     assert_eq!(inside.read_to_end().await.1, Code::Unavailable);
     until("no relay is live", async || gateway.registry.stats().live == 0).await;
-    // Its session tokens went with it.
-    assert!(gateway.ssh_sessions.find(&gateway_token_of(&gateway).await).await.is_err());
-}
-
-async fn gateway_token_of(gateway: &Gateway) -> String {
-    // Stopped: no new session is made.
-    let request = postern_proto::v1::CreateSshSessionRequest {
-        sandbox: "one".to_owned(),
-        ..Default::default()
-    };
+    // Its session tokens went with it, and there are no new ones until it runs again.
+    assert!(gateway.ssh_sessions.find(&token).await.is_err());
+    let request = CreateSshSessionRequest { sandbox: "one".to_owned(), ..Default::default() };
     let refused = gateway.user().await.create_ssh_session(request).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
-    "none".to_owned()
 }
 
 #[tokio::test]
