@@ -84,12 +84,4 @@ impl Encoder {
         frame.advance(HEADROOM - length);
         Some(frame.freeze())
     }
-
-    /// One frame from a slice, copying it (the slice is somebody else's memory).
-    pub fn copy_frame(&mut self, payload: &[u8]) -> Option<Bytes> {
-        let mut room = self.unfilled();
-        let take = payload.len().min(room.remaining_mut());
-        room.put_slice(&payload[..take]);
-        self.take_frame()
-    }
 }

@@ -343,3 +343,10 @@ async fn the_account_says_how_long_it_took() {
     assert_eq!(ends.only().0.duration, Duration::from_secs(7));
     drop(opened);
 }
+
+#[test]
+fn a_relay_costs_less_than_a_kibibyte_of_its_own() {
+    let shared = size_of::<super::joined::Shared>();
+    let bodies = 2 * size_of::<SplicedBody>();
+    assert!(shared + bodies <= 1024, "{shared} shared, {bodies} in bodies");
+}
