@@ -353,8 +353,14 @@ impl Drop for SplicedBody {
     fn drop(&mut self) {
         if !self.done {
             let sink = self.way.sink();
+            // A requester that left has cancelled; a supervisor that is lost may come back, and its requester may
+            // try again, whichever of its two streams was seen to break first.
+            let code = match sink {
+                Side::Requester => Code::Cancelled,
+                Side::Supervisor | Side::Gateway => Code::Unavailable,
+            };
             let reason = format!("{} went away", sink.as_str());
-            self.shared.cut(sink, Code::Cancelled, reason);
+            self.shared.cut(sink, code, reason);
         }
     }
 }
