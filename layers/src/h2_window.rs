@@ -10,9 +10,9 @@
 //! | field | default | why, and what it protects |
 //! |---|---|---|
 //! | `stream` | 2 MiB | what a sender may have under way on one stream; bulk at 10 ms round trip and 1.6 Gbit/s |
-//! | `connection` | 4 MiB | the same for all streams together, hence the memory that one peer can pin |
+//! | `connection` | 64 MiB | the same for all streams together, hence the memory that one peer can pin; far above `stream`, because streams whose readers stalled fill it, and the session's heartbeats need some of it |
 //! | `adaptive` | off | hyper's own estimate ignores both windows, and reaches less than a fixed 2/4 MiB |
-//! | `max_frame` | 16 KiB | the least of RFC 9113; a small write waits for at most one such frame |
+//! | `max_frame` | 128 KiB | a socket read of 64 KiB passes in one frame; a small write waits for at most one, 0.5 ms at 1 Gbit/s |
 //! | `max_streams` | 1024 | calls and relays of one peer at a time |
 //! | `max_header_list` | 16 KiB | memory per request head |
 //! | `keepalive_interval` | 20 s | a peer that is gone is noticed within interval + timeout |
@@ -25,8 +25,8 @@
 //!
 //! **Source.** RFC 9113 sections 5.2, 6.5 and 10.5; the measurement behind the windows is that of the relay bench.
 //!
-//! **Cost.** None per call. At the default windows a peer that stops reading pins at most 4 MiB plus one send
-//! buffer per stream.
+//! **Cost.** None per call. At the default windows the peers behind one connection pin at most 64 MiB by not
+//! reading, plus one send buffer per stream.
 
 use std::time::Duration;
 
@@ -49,12 +49,12 @@ pub struct Config {
     /// The receive window of a stream, in bytes. Default 2 MiB.
     #[cfg_attr(feature = "serde", serde(with = "crate::units::size"))]
     pub stream: u32,
-    /// The receive window of the connection, in bytes. Default 4 MiB.
+    /// The receive window of the connection, in bytes. Default 64 MiB.
     #[cfg_attr(feature = "serde", serde(with = "crate::units::size"))]
     pub connection: u32,
     /// Lets hyper estimate the windows instead. Default false.
     pub adaptive: bool,
-    /// The largest frame that is received, in bytes. Default 16 KiB.
+    /// The largest frame that is received, in bytes. Default 128 KiB.
     #[cfg_attr(feature = "serde", serde(with = "crate::units::size"))]
     pub max_frame: u32,
     /// The streams that a peer may have open. Default 1024.
@@ -83,9 +83,9 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             stream: 2 << 20,
-            connection: 4 << 20,
+            connection: 64 << 20,
             adaptive: false,
-            max_frame: 16 << 10,
+            max_frame: 128 << 10,
             max_streams: 1024,
             max_header_list: 16 << 10,
             keepalive_interval: Some(Duration::from_secs(20)),
