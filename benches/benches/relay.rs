@@ -12,11 +12,11 @@ use bytes::{BufMut as _, Bytes};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use futures_util::FutureExt as _;
 use http_body::{Body, Frame};
-use postern_proto::v1::gateway_message::Payload;
 use postern_proto::v1::SessionAccepted;
+use postern_proto::v1::gateway_message::Payload;
 use postern_relay::frame::{Decoder, Encoder, HEADROOM, MAX_MESSAGE, Scanner, header};
 use postern_relay::registry::{
-    Claimant, ClaimTicket, Config, OpenRelay, Registration, Registry, SessionPeer, Target,
+    ClaimTicket, Claimant, Config, OpenRelay, Registration, Registry, SessionPeer, Target,
 };
 use postern_relay::splice::OpenedRelay;
 
@@ -94,11 +94,8 @@ fn open_and_claim(
     sandbox: &str,
     body: Endless,
 ) -> (OpenedRelay, ClaimTicket) {
-    let request = OpenRelay {
-        sandbox_id: sandbox.into(),
-        target: Target::Ssh,
-        service_id: "".into(),
-    };
+    let request =
+        OpenRelay { sandbox_id: sandbox.into(), target: Target::Ssh, service_id: "".into() };
     let mut open = Box::pin(registry.open(request));
     let mut context = Context::from_waker(Waker::noop());
     assert!(open.poll_unpin(&mut context).is_pending(), "nobody has claimed it yet");

@@ -56,10 +56,9 @@ impl Client {
         };
         let answer = self.api.clone().create_sandbox(request).await;
         let answer = answer.map_err(BenchError::refused(format!("create sandbox {name}")))?;
-        answer
-            .into_inner()
-            .sandbox
-            .ok_or_else(|| BenchError::unexpected("the gateway", "created a sandbox without record"))
+        answer.into_inner().sandbox.ok_or_else(|| {
+            BenchError::unexpected("the gateway", "created a sandbox without record")
+        })
     }
 
     /// Waits until a sandbox is Ready.
@@ -136,10 +135,8 @@ impl Client {
     /// # Errors
     /// What the gateway says.
     pub async fn ssh_token(&self, sandbox: &str) -> Result<String, BenchError> {
-        let request = v1::CreateSshSessionRequest {
-            sandbox: sandbox.to_owned(),
-            ..Default::default()
-        };
+        let request =
+            v1::CreateSshSessionRequest { sandbox: sandbox.to_owned(), ..Default::default() };
         let answer = self.api.clone().create_ssh_session(request).await;
         let answer = answer.map_err(BenchError::refused(format!("get a token for {sandbox}")))?;
         Ok(answer.into_inner().token)

@@ -165,7 +165,8 @@ fn folder() -> Result<tempfile::TempDir, BenchError> {
 /// All supervisors and users of a lab share one address, so what protects a gateway from one address is lifted.
 /// Everything else is as it comes.
 fn gateway_toml(config: &LabConfig) -> String {
-    let plaintext = "disable_tls = true\n[openshell.gateway.auth]\nallow_unauthenticated_users = true\n";
+    let plaintext =
+        "disable_tls = true\n[openshell.gateway.auth]\nallow_unauthenticated_users = true\n";
     format!(
         "[openshell.gateway]\nlog_level = \"error\"\ndrain_timeout = \"0s\"\n{}\
          [openshell.layer.connection_cap]\ntotal = 0\nper_peer = 0\n\

@@ -25,8 +25,9 @@
 
 pub mod access;
 pub mod client;
-pub mod figure;
+pub mod compare;
 pub mod error;
+pub mod figure;
 pub mod host;
 pub mod lab;
 pub mod measure;

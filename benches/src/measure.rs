@@ -45,8 +45,7 @@ impl Latencies {
     /// None yet; seconds count from `start`.
     #[must_use]
     pub fn new(start: Instant) -> Self {
-        let state =
-            State { all: histogram(), seconds: Vec::new(), failed: 0, first_failure: None };
+        let state = State { all: histogram(), seconds: Vec::new(), failed: 0, first_failure: None };
         Self { start, state: Mutex::new(state) }
     }
 

@@ -145,9 +145,8 @@ async fn run_session(arguments: SessionArgs) -> Result<(), BenchError> {
 
 /// Binds and says where.
 async fn listen(address: SocketAddr) -> Result<TcpListener, BenchError> {
-    let listener = TcpListener::bind(address)
-        .await
-        .map_err(BenchError::io(format!("listen on {address}")))?;
+    let listener =
+        TcpListener::bind(address).await.map_err(BenchError::io(format!("listen on {address}")))?;
     let address = listener.local_addr().map_err(BenchError::io("learn the address"))?;
     println!("ready {address}");
     Ok(listener)

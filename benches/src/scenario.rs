@@ -88,7 +88,11 @@ pub async fn run(scenario: &Scenario, plant: &PlantArgs) -> Result<Report, Bench
 }
 
 /// Starts a request at each arrival, warm-up first, and waits until all are done.
-async fn arrivals<F, R>(rate: &RateArgs, what: &str, request: F) -> Result<Arc<Latencies>, BenchError>
+async fn arrivals<F, R>(
+    rate: &RateArgs,
+    what: &str,
+    request: F,
+) -> Result<Arc<Latencies>, BenchError>
 where
     F: Fn(u64) -> R,
     R: Future<Output = Result<(), BenchError>> + Send + 'static,

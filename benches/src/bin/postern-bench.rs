@@ -24,12 +24,24 @@ enum Which {
     Idle(IdleArgs),
 }
 
-fn main() -> anyhow::Result<ExitCode> {
+fn main() -> ExitCode {
     if let Some(code) = role::play() {
-        return Ok(code);
+        return code;
     }
-    let arguments = Arguments::parse();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{}", error.chain());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<(), BenchError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(BenchError::io("start the runtime"))?;
     let figures = runtime.block_on(async {
         Ok::<_, BenchError>(match arguments.figure {
             Which::Exec(exec) => figure::exec(&exec).await?,
@@ -37,6 +49,6 @@ fn main() -> anyhow::Result<ExitCode> {
             Which::Idle(idle) => figure::idle(&idle).await?,
         })
     });
-    report::print_figures(&figures.map_err(|error| anyhow::anyhow!("{}", error.chain()))?);
-    Ok(ExitCode::SUCCESS)
+    report::print_figures(&figures?);
+    Ok(())
 }

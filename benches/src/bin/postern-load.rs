@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use postern_benches::role;
 use postern_benches::scenario::{self, PlantArgs, Scenario};
+use postern_benches::{BenchError, role};
 
 /// Puts load on a gateway at a constant arrival rate and reports latencies and rates. Build with --release.
 ///
@@ -27,14 +27,26 @@ struct Arguments {
     plot: Option<PathBuf>,
 }
 
-fn main() -> anyhow::Result<ExitCode> {
+fn main() -> ExitCode {
     if let Some(code) = role::play() {
-        return Ok(code);
+        return code;
     }
-    let arguments = Arguments::parse();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{}", error.chain());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<(), BenchError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(BenchError::io("start the runtime"))?;
     let report = runtime.block_on(scenario::run(&arguments.scenario, &arguments.plant));
-    let report = report.map_err(|error| anyhow::anyhow!("{}", error.chain()))?;
+    let report = report?;
     report.print();
     if let Some(path) = &arguments.json {
         report.write_json(path)?;
@@ -42,5 +54,5 @@ fn main() -> anyhow::Result<ExitCode> {
     if let Some(folder) = &arguments.plot {
         report.draw(folder)?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }

@@ -1,6 +1,7 @@
 //! A relay seen from its requester, at body level: no socket, no copy, no codec of gRPC.
 
 use std::convert::Infallible;
+use std::future::Future as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -14,7 +15,7 @@ use postern_relay::body::ByteBody;
 use postern_relay::bridge::first_message;
 use postern_relay::frame::{Decoder, HEADROOM, MAX_MESSAGE, header};
 use postern_relay::transport::FORWARD_TCP_PATH;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tonic::{Code, Status};
 
 use super::{Client, TokenSlot};
@@ -64,6 +65,8 @@ impl Message {
 pub enum Feed {
     /// Nothing, but no end of file either.
     Quiet,
+    /// End of file at once.
+    Nothing,
     /// The same message as often as the gateway takes it, counted.
     Endless(Message, Arc<Meter>),
     /// What comes in; end of file when the sender is gone.
@@ -74,21 +77,27 @@ struct FeedBody {
     first: Option<Bytes>,
     order: Option<Bytes>,
     feed: Feed,
+    /// Resolves when the [`Relay`] is gone: a stream lives as long as either of its halves.
+    abandoned: oneshot::Receiver<Infallible>,
 }
 
 impl Body for FeedBody {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = h2::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
         let this = &mut *self;
+        if Pin::new(&mut this.abandoned).poll(cx).is_ready() {
+            return Poll::Ready(Some(Err(h2::Reason::CANCEL.into())));
+        }
         let data = match this.first.take().or_else(|| this.order.take()) {
             Some(data) => Some(data),
             None => match &mut this.feed {
                 Feed::Quiet => return Poll::Pending,
+                Feed::Nothing => None,
                 Feed::Endless(message, sent) => {
                     sent.add(message.payload);
                     Some(message.frame.clone())
@@ -107,6 +116,7 @@ impl Body for FeedBody {
 pub struct Relay {
     body: ByteBody,
     decoder: Decoder,
+    _alive: oneshot::Sender<Infallible>,
     _slot: TokenSlot,
 }
 
@@ -130,14 +140,16 @@ impl Relay {
                 ..Default::default()
             })),
         };
+        let (alive, abandoned) = oneshot::channel();
         let body = FeedBody {
             first: Some(first_message(&init)),
             order: Some(Message::of(&order.encode()).frame),
             feed,
+            abandoned,
         };
         let opened = client.connection.open_stream(FORWARD_TCP_PATH, body).await;
         let body = opened.map_err(BenchError::refused("open a relay"))?;
-        Ok(Self { body, decoder: Decoder::new(MAX_MESSAGE), _slot: slot })
+        Ok(Self { body, decoder: Decoder::new(MAX_MESSAGE), _alive: alive, _slot: slot })
     }
 
     /// The next bytes; `None` at end of file.

@@ -34,6 +34,16 @@ struct Words<'a> {
     title: &'a str,
     across: &'a str,
     up: &'a str,
+    /// Labels across.
+    labels: usize,
+}
+
+/// Percentiles of the plot over time: with more of them nothing can be told apart.
+const OVER_TIME: [usize; 2] = [0, 2];
+
+/// Labels of an axis of seconds: whole numbers only.
+fn labels(seconds: f64) -> usize {
+    (seconds as usize + 1).min(11)
 }
 
 pub(super) fn draw(report: &Report, folder: &Path) -> Result<(), BenchError> {
@@ -49,7 +59,9 @@ pub(super) fn draw(report: &Report, folder: &Path) -> Result<(), BenchError> {
             .map(|rate| Line { name: rate.name.clone(), points: by_second(&rate.values) })
             .collect();
         let title = format!("{}: rate over time", report.scenario);
-        linear(&lines, &Words { title: &title, across: "seconds", up: unit }, &path("rate"))?;
+        let labels = labels(longest(&lines));
+        let words = Words { title: &title, across: "seconds", up: unit, labels };
+        linear(&lines, &words, &path("rate"))?;
     }
     Ok(())
 }
@@ -63,11 +75,7 @@ fn by_second(values: &[f64]) -> Vec<(f64, f64)> {
         .collect()
 }
 
-fn percentiles(
-    latencies: &[LatencyReport],
-    scenario: &str,
-    path: &Path,
-) -> Result<(), BenchError> {
+fn percentiles(latencies: &[LatencyReport], scenario: &str, path: &Path) -> Result<(), BenchError> {
     // Across stands the number of nines: 90 % is 1, 99 % is 2.
     let nines = |percentile: f64| -(1.0 - percentile / 100.0).max(1e-9).log10();
     let lines: Vec<_> = latencies
@@ -84,7 +92,7 @@ fn percentiles(
         })
         .collect();
     let title = format!("{scenario}: latency by percentile");
-    let words = Words { title: &title, across: "percentile", up: "ms" };
+    let words = Words { title: &title, across: "percentile", up: "ms", labels: 6 };
     let up = logarithmic_range(&lines);
     chart(path, &words, &lines, (0.0..5.0, up.log_scale()), &|nines| {
         format!("{:.3}", 100.0 * (1.0 - 10_f64.powf(-nines)))
@@ -97,7 +105,8 @@ fn percentiles(
 fn over_time(latencies: &[LatencyReport], scenario: &str, path: &Path) -> Result<(), BenchError> {
     let mut lines = Vec::new();
     for latency in latencies {
-        for (index, percentile) in PERCENTILES.iter().enumerate() {
+        for index in OVER_TIME {
+            let percentile = PERCENTILES[index];
             let values: Vec<_> =
                 latency.per_second.iter().map(|second| second[index].max(0.001)).collect();
             let name = format!("{} p{percentile}", latency.name);
@@ -105,7 +114,8 @@ fn over_time(latencies: &[LatencyReport], scenario: &str, path: &Path) -> Result
         }
     }
     let title = format!("{scenario}: latency over time");
-    let words = Words { title: &title, across: "seconds", up: "ms" };
+    let labels = labels(longest(&lines));
+    let words = Words { title: &title, across: "seconds", up: "ms", labels };
     let up = logarithmic_range(&lines);
     let across = 0.0..longest(&lines);
     chart(path, &words, &lines, (across, up.log_scale()), &|second| format!("{second:.0}"))
@@ -154,6 +164,7 @@ where
             .configure_mesh()
             .x_desc(words.across)
             .y_desc(words.up)
+            .x_labels(words.labels)
             .x_label_formatter(&|value| label(value))
             .light_line_style(RGBColor(238, 238, 238))
             .draw()?;

@@ -2,12 +2,14 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use clap::{Args, ValueEnum};
 use postern::config::{Config, SourceFile, Sources};
 use postern::gateway::{Gateway, Surroundings};
 use postern::telemetry;
 use postern_driver_fake::FakeDriver;
+use postern_identity::pki::{LocalAuthority, PkiError};
 
 use super::until_stdin_ends;
 use crate::error::BenchError;
@@ -37,6 +39,7 @@ pub struct GatewayArgs {
 
 pub(super) async fn run(arguments: GatewayArgs) -> Result<(), BenchError> {
     let failed = |problem: String| BenchError::unexpected("the gateway", problem);
+    let pki = arguments.state_dir.join("pki");
     let text = std::fs::read_to_string(&arguments.config)
         .map_err(BenchError::io(format!("read {}", arguments.config.display())))?;
     let sources = Sources {
@@ -47,8 +50,8 @@ pub(super) async fn run(arguments: GatewayArgs) -> Result<(), BenchError> {
         ],
         ..Default::default()
     };
-    let config = Config::load(&sources)
-        .map_err(|faults| failed(postern::config::render_faults(&faults)))?;
+    let config =
+        Config::load(&sources).map_err(|faults| failed(postern::config::render_faults(&faults)))?;
     telemetry::start_logging(&config.gateway.log_level, config.gateway.log_format);
     let mut surroundings = Surroundings::default();
     if arguments.driver == DriverName::Fake {
@@ -57,10 +60,19 @@ pub(super) async fn run(arguments: GatewayArgs) -> Result<(), BenchError> {
     let gateway = Gateway::start_in(config, surroundings)
         .await
         .map_err(|error| failed(format!("did not start: {}", chain(&error))))?;
+    if gateway.endpoint().starts_with("https") {
+        user(&pki).map_err(|error| failed(chain(&error)))?;
+    }
     println!("ready {}", gateway.endpoint());
     until_stdin_ends(std::future::pending()).await?;
     gateway.drain_and_remove_sandboxes().await;
     Ok(())
+}
+
+/// The certificate of the user that bench commands are.
+fn user(pki: &std::path::Path) -> Result<(), PkiError> {
+    let now = SystemTime::now();
+    LocalAuthority::open_or_create(pki, now)?.local_user("bench", now).map(drop)
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

@@ -57,8 +57,7 @@ pub(super) async fn run(arguments: &BulkArgs, plant: &PlantArgs) -> Result<Repor
     for _ in 0..arguments.clients.max(1) {
         clients.push(Client::connect(&built.user).await?);
     }
-    let flow =
-        Flow::start(&clients, &sites[0], (arguments.streams, arguments.direction)).await?;
+    let flow = Flow::start(&clients, &sites[0], (arguments.streams, arguments.direction)).await?;
     let meters = flow.meters();
     watch_meters(&meters, arguments.warm_up, "warm-up").await;
     let rates = watch_meters(&meters, arguments.duration, "bulk").await;

@@ -29,7 +29,8 @@ pub(super) async fn run(arguments: &ExecArgs, plant: &PlantArgs) -> Result<Repor
     let program: Arc<str> = arguments.program.as_str().into();
     let latencies = arrivals(&arguments.rate, "commands", |number| {
         let site = &sites[usize::try_from(number).unwrap_or(usize::MAX) % sites.len()];
-        let (client, name, program) = (client.clone(), Arc::clone(&site.name), Arc::clone(&program));
+        let (client, name, program) =
+            (client.clone(), Arc::clone(&site.name), Arc::clone(&program));
         async move {
             match client.exec(&name, &[&program]).await? {
                 0 => Ok(()),

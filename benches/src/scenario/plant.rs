@@ -135,8 +135,7 @@ impl Plant {
             }
             Some(endpoint) => {
                 let (h2, certificates) = (arguments.h2.clone(), arguments.certificates.clone());
-                let user =
-                    AccessArgs { endpoint: endpoint.clone(), certificates, h2 }.access()?;
+                let user = AccessArgs { endpoint: endpoint.clone(), certificates, h2 }.access()?;
                 let mut supervisor = user.clone();
                 if let Some(folder) = &arguments.sandbox_certificates {
                     supervisor.tls = Some(client_tls(folder)?);

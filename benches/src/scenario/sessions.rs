@@ -30,10 +30,7 @@ pub struct SessionsArgs {
     pub stay: Duration,
 }
 
-pub(super) async fn run(
-    arguments: &SessionsArgs,
-    plant: &PlantArgs,
-) -> Result<Report, BenchError> {
+pub(super) async fn run(arguments: &SessionsArgs, plant: &PlantArgs) -> Result<Report, BenchError> {
     let built = Arc::new(Plant::build(plant)?);
     let before = built.gateway_kib();
     let held = Arc::new(Mutex::new(Vec::with_capacity(arguments.number)));
