@@ -4,6 +4,7 @@ pub mod arguments;
 pub mod certs;
 pub mod check;
 pub mod demo;
+pub mod layers;
 pub mod server;
 pub mod up;
 

@@ -93,6 +93,9 @@ pub struct GatewaySettings {
     pub health_bind_address: Option<SocketAddr>,
     /// Where Prometheus metrics are served, if anywhere.
     pub metrics_bind_address: Option<SocketAddr>,
+    /// Where the layers are shown to operators, if anywhere. Whoever reaches it may look, so it is a loopback address
+    /// unless the file also says `unsafe_allow_admin_network`.
+    pub admin_bind_address: Option<SocketAddr>,
     /// A filter such as `"info"` or `"info,postern=debug"`.
     pub log_level: String,
     /// How log lines look.
@@ -197,6 +200,7 @@ impl Config {
                 bind_address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), DEFAULT_PORT),
                 health_bind_address: None,
                 metrics_bind_address: None,
+                admin_bind_address: None,
                 log_level: "info".to_owned(),
                 log_format: LogFormat::Text,
                 state_dir: state_dir.to_owned(),

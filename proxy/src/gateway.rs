@@ -25,15 +25,18 @@ use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::task::TaskTracker;
 
 pub use self::end::{CLOSE_GRACE, CLOSE_REASON, PENDING_GRACE};
-use self::{ground::Ground, identity::TlsMaterial};
+use self::ground::Ground;
+pub(crate) use self::identity::TlsMaterial;
 use crate::{
+    admin::{self, View},
     auth::clock::WallClock,
-    config::{Config, GatewaySettings},
+    config::{Config, GatewaySettings, Plane, Stack},
     drain::Drain,
     handlers::{self, Assembled, exec::Exec},
     health::{self, Readiness},
     lifecycle::Lifecycle,
     listen::{self, ConnectionHandles, tls::TlsError},
+    reload::{self, Calls, ConfigSource, Connections, Planes, Relays, Reloader},
     stack::{self, CallHandles, RelayHandles},
     telemetry,
 };
@@ -47,6 +50,8 @@ pub struct Surroundings {
     pub seed: Option<u64>,
     /// Makes sandboxes exist instead of the process driver.
     pub driver: Option<Arc<dyn ComputeDriver>>,
+    /// Where values are read from again; without one only the TLS files are.
+    pub source: Option<Arc<dyn ConfigSource>>,
 }
 
 /// Why the gateway did not start.
@@ -80,7 +85,7 @@ pub enum StartError {
     /// An address cannot be listened on.
     #[error("cannot listen on {address} for {what}")]
     Listen {
-        /// "calls", "health" or "metrics".
+        /// "calls", "health", "metrics" or "admin".
         what: &'static str,
         /// The address.
         address: SocketAddr,
@@ -117,8 +122,8 @@ pub enum StartError {
 pub struct RunningGateway {
     settings: GatewaySettings,
     local: Addresses,
-    tls: Option<TlsMaterial>,
-    handles: Handles,
+    tls: bool,
+    reloader: Reloader,
     drain: Drain,
     registry: Registry,
     lifecycle: Lifecycle,
@@ -143,6 +148,8 @@ pub struct Addresses {
     pub health: Option<SocketAddr>,
     /// Prometheus metrics.
     pub metrics: Option<SocketAddr>,
+    /// The layers, for operators.
+    pub admin: Option<SocketAddr>,
 }
 
 /// Handles on layers that are in use, for the admin side.
@@ -160,6 +167,7 @@ struct Listeners {
     calls: TcpListener,
     health: Option<TcpListener>,
     metrics: Option<TcpListener>,
+    admin: Option<TcpListener>,
     local: Addresses,
 }
 
@@ -200,24 +208,32 @@ async fn start(config: Config, surroundings: Surroundings) -> Result<RunningGate
     let capabilities = driver.capabilities().await?;
     let lifecycle = ground.lifecycle(driver.clone(), capabilities);
 
-    let (stack, values) = (&config.stack, &config.layers);
     let readiness = Readiness::new(ground.drain.watch());
-    let (plane, relay) =
-        stack::relay_plane(stack, values, &ground.registry, &ground.recorder, ground.seed);
-    let parts = ground.handler_parts(&config, lifecycle.clone(), plane, &readiness);
+    let relays = Relays::new(&config, &ground.registry, &ground.recorder, ground.seed);
+    let parts = ground.handler_parts(&config, lifecycle.clone(), &relays, &readiness);
     let Assembled { router, exec } = handlers::assemble(parts);
-    let (calls, call) = stack::call_plane(stack, values, &ground.call_parts(&config), router);
+    let calls = Calls::new(&config, ground.call_parts(&config), router);
     let tls = ground.tls_config.clone();
-    let (connections, connection) =
-        listen::connection_plane(stack, values, tls, calls, ground.drain.watch());
+    let connections = Connections::new(&config, tls, calls.plane(), ground.drain.watch());
+    let plane = connections.plane();
+    tell(&config.stack);
+    let (settings, tls) = (config.gateway.clone(), ground.tls.is_some());
+    let reloader = Reloader::new(reload::Parts {
+        source: surroundings.source,
+        tls: ground.tls,
+        planes: Planes { stack: config.stack.clone(), relays, calls, connections },
+        clock: ground.clock.clone(),
+        seed: ground.seed,
+        config,
+    });
 
     // Before the first call, so that a gateway is ready when it says that it serves.
     readiness.probe(&*ground.store).await;
     let mut gateway = RunningGateway {
-        settings: config.gateway,
+        settings,
         local: listeners.local,
-        tls: ground.tls,
-        handles: Handles { connection, call, relay },
+        tls,
+        reloader,
         drain: ground.drain,
         registry: ground.registry,
         lifecycle,
@@ -230,8 +246,17 @@ async fn start(config: Config, surroundings: Surroundings) -> Result<RunningGate
         upkeep: JoinSet::new(),
     };
     gateway.start_upkeep(&ground.store, &ground.ssh_sessions, readiness.clone(), ground.clock);
-    gateway.serve(listeners, connections, readiness, &ground.recorder)?;
+    gateway.serve(listeners, plane, readiness, &ground.recorder)?;
     Ok(gateway)
+}
+
+/// The order that the lists of the configuration came to, one line per plane.
+fn tell(stack: &Stack) {
+    for plane in Plane::ALL {
+        let names: Vec<_> =
+            stack.names().filter(|(there, _)| *there == plane).map(|(_, name)| name).collect();
+        tracing::info!(plane = plane.key(), layers = names.join(" > "), "stack");
+    }
 }
 
 impl Listeners {
@@ -242,6 +267,7 @@ impl Listeners {
         let calls = bind("calls", settings.bind_address)?;
         let health = settings.health_bind_address.map(|at| bind("health", at)).transpose()?;
         let metrics = settings.metrics_bind_address.map(|at| bind("metrics", at)).transpose()?;
+        let admin = settings.admin_bind_address.map(|at| bind("admin", at)).transpose()?;
         let local = |what, address, listener: &TcpListener| {
             listener.local_addr().map_err(|source| StartError::Listen { what, address, source })
         };
@@ -255,8 +281,9 @@ impl Listeners {
             calls: local("calls", settings.bind_address, &calls)?,
             health: side("health", &health)?,
             metrics: side("metrics", &metrics)?,
+            admin: side("admin", &admin)?,
         };
-        Ok(Self { calls, health, metrics, local })
+        Ok(Self { calls, health, metrics, admin, local })
     }
 }
 
@@ -268,7 +295,7 @@ impl RunningGateway {
         readiness: Readiness,
         recorder: &Recorder,
     ) -> Result<(), StartError> {
-        let Listeners { calls, health, metrics, local } = listeners;
+        let Listeners { calls, health, metrics, admin, local } = listeners;
         if let Some(listener) = metrics {
             let handle = telemetry::metrics_handle().ok_or(StartError::MetricsTaken)?;
             let plane = health::metrics_plane(handle, self.sample(recorder));
@@ -277,10 +304,15 @@ impl RunningGateway {
         if let Some(listener) = health {
             self.serve_side(listener, health::health_plane(readiness));
         }
+        if let Some((listener, address)) = admin.zip(local.admin) {
+            let view = View::new(self.reloader.clone(), self.registry.clone(), recorder, local);
+            self.serve_side(listener, admin::plane(view));
+            admin::tell_address(&self.settings.state_dir, address);
+        }
         self.serving.spawn(listen::serve(calls, connections, self.drain.watch()));
         tracing::info!(
-            address = %local.calls, tls = self.tls.is_some(), health = ?local.health,
-            metrics = ?local.metrics, "Server listening"
+            address = %local.calls, tls = self.tls, health = ?local.health,
+            metrics = ?local.metrics, admin = ?local.admin, "Server listening"
         );
         Ok(())
     }
@@ -307,13 +339,19 @@ impl RunningGateway {
     /// How sandboxes and clients on this machine reach it: `https://127.0.0.1:17670`.
     #[must_use]
     pub fn endpoint(&self) -> String {
-        driver::endpoint(self.local.calls, self.tls.is_some())
+        driver::endpoint(self.local.calls, self.tls)
     }
 
     /// Handles on the layers.
     #[must_use]
     pub fn handles(&self) -> &Handles {
-        &self.handles
+        self.reloader.handles()
+    }
+
+    /// Puts other values in force.
+    #[must_use]
+    pub fn reloader(&self) -> &Reloader {
+        &self.reloader
     }
 
     /// The sessions and relays.

@@ -135,7 +135,7 @@ pub fn assemble(parts: Parts) -> Assembled {
     let Parts { lifecycle, registry, plane, ssh_sessions, issuer, clock, tasks, .. } = parts;
     let gate = Gate::new(lifecycle.clone(), plane.clone());
     let exec =
-        Exec::new(lifecycle.clone(), gate.clone(), plane, parts.budgets.exec, parts.exec_pool);
+        Exec::new(lifecycle.clone(), gate.clone(), plane, parts.budgets.clone(), parts.exec_pool);
     let handlers = Handlers {
         shared: Arc::new(Shared {
             lifecycle: lifecycle.clone(),
@@ -161,10 +161,10 @@ pub fn assemble(parts: Parts) -> Assembled {
         lifecycle: lifecycle.clone(),
         gate: gate.clone(),
         sessions: ssh_sessions.clone(),
-        budgets: parts.budgets,
+        budgets: parts.budgets.clone(),
     };
-    let budget = parts.budgets.ssh;
-    let connect_ssh = ConnectSsh { lifecycle, gate, sessions: ssh_sessions, budget, tasks };
+    let budgets = parts.budgets;
+    let connect_ssh = ConnectSsh { lifecycle, gate, sessions: ssh_sessions, budgets, tasks };
     Assembled { router: Router::new(handlers, registry, forward, connect_ssh, issuer), exec }
 }
 

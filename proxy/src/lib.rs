@@ -7,14 +7,16 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 // Foundation.
-pub mod config;
+pub mod admin;
 pub mod command;
-pub mod gateway;
-pub mod telemetry;
-pub mod respond;
-pub mod listen;
-pub mod health;
+pub mod config;
 pub mod drain;
+pub mod gateway;
+pub mod health;
+pub mod listen;
+pub mod reload;
+pub mod respond;
+pub mod telemetry;
 
 // Lifecycle.
 pub mod call_error;
@@ -25,7 +27,7 @@ pub mod validation;
 
 // Relay plane.
 pub mod auth;
-pub mod handlers;
 pub mod authorize;
+pub mod handlers;
 pub mod relay_plane;
 pub mod stack;

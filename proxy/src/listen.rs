@@ -20,7 +20,10 @@ use tower::ServiceExt as _;
 pub use self::{
     connection::{ConnectInfo, Connection, ConnectionError, Io, PeerCertificate, reset},
     http_end::ServeHttp,
-    plane::{ConnectionHandles, ConnectionPlane, connection_plane, side_plane},
+    plane::{
+        ConnectionHandles, ConnectionPlane, ConnectionState, connection_plane, connection_plane_on,
+        side_plane,
+    },
 };
 use crate::drain::Watch;
 

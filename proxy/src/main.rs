@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use postern::command::arguments::{Arguments, Command};
-use postern::command::{certs, check, demo, failed, server, up};
+use postern::command::{certs, check, demo, failed, layers, server, up};
 use postern_cli::commands;
 use postern_cli::error::CliError;
 
@@ -33,6 +33,7 @@ async fn run(Arguments { globals, command }: Arguments) -> ExitCode {
         }
         Command::Demo => demo::run().await,
         Command::Check { file } => check::run(file),
+        Command::Layers(args) => layers::run(&args).await,
         Command::Certs(args) => certs::run(&args),
         Command::User(command) => told(commands::run(&globals, command).await),
         // Handled before there was a runtime.

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use postern_layers::refuse::{FromRefusal, Refusal};
 use postern_layers::relay_caps::{HoldPermit, Permit};
 use postern_relay::registry::{self, OpenRelay, Opener, Target};
@@ -24,15 +25,16 @@ use tower_service::Service;
 use crate::auth::Principal;
 use crate::config::{RelayLayer, SSH_CLASS, SessionWait, Stack};
 
-/// How long relays wait for a sandbox to be Ready and for its session, by what they are for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Budgets {
-    /// SSH connections of users. 30 s by contract: long enough for a sandbox to start.
-    pub ssh: Duration,
-    /// Exec calls. 15 s by contract.
-    pub exec: Duration,
-    /// TCP forwards. 15 s by contract.
-    pub forward: Duration,
+/// How long relays wait for a sandbox to be Ready and for its session, by what they are for. Clones are the same: a
+/// reload reaches all of them.
+#[derive(Clone, Debug)]
+pub struct Budgets(Arc<ArcSwap<Times>>);
+
+#[derive(Clone, Copy, Debug)]
+struct Times {
+    ssh: Duration,
+    exec: Duration,
+    forward: Duration,
 }
 
 /// What a relay is for. Layers class relays by it.
@@ -107,11 +109,35 @@ impl Budgets {
     /// The budgets of a configuration; none without the `session_wait` layer, which is what waits.
     #[must_use]
     pub fn of(stack: &Stack, values: &SessionWait) -> Self {
-        if stack.relay.contains(&RelayLayer::SessionWait) {
-            Self { ssh: values.ssh, exec: values.exec, forward: values.forward }
+        let times = if stack.relay.contains(&RelayLayer::SessionWait) {
+            Times { ssh: values.ssh, exec: values.exec, forward: values.forward }
         } else {
-            Self { ssh: Duration::ZERO, exec: Duration::ZERO, forward: Duration::ZERO }
-        }
+            Times { ssh: Duration::ZERO, exec: Duration::ZERO, forward: Duration::ZERO }
+        };
+        Self(Arc::new(ArcSwap::from_pointee(times)))
+    }
+
+    /// SSH connections of users. 30 s by contract: long enough for a sandbox to start.
+    #[must_use]
+    pub fn ssh(&self) -> Duration {
+        self.0.load().ssh
+    }
+
+    /// Exec calls. 15 s by contract.
+    #[must_use]
+    pub fn exec(&self) -> Duration {
+        self.0.load().exec
+    }
+
+    /// TCP forwards. 15 s by contract.
+    #[must_use]
+    pub fn forward(&self) -> Duration {
+        self.0.load().forward
+    }
+
+    /// Takes the times of `other`, for relays that are asked for from now on.
+    pub fn set(&self, other: &Self) {
+        self.0.store(other.0.load_full());
     }
 }
 

@@ -21,7 +21,7 @@ use http::request::Parts;
 use http::{Method, Request, Response};
 use postern_layers::authenticate::{self, Authenticate as _, AuthenticateLayer, Cached};
 use postern_layers::authorize::{AuthorizeLayer, Denied};
-use postern_layers::body_limit::{self, BodyLimitLayer};
+use postern_layers::body_limit::BodyLimitLayer;
 use postern_layers::concurrency_cap::{self, ConcurrencyCapLayer};
 use postern_layers::deadline::DeadlineLayer;
 use postern_layers::metrics::MetricsLayer;
@@ -75,6 +75,23 @@ pub struct CallParts {
     pub seed: u64,
 }
 
+/// The layers of the call plane that count. A plane that is built again around the same state goes on counting, so
+/// that other values forget nothing.
+#[derive(Clone, Debug)]
+pub struct CallState {
+    rate_limit: RateLimitLayer<fn(&Call) -> Option<IpAddr>, IpAddr>,
+    concurrency_cap: ConcurrencyCapLayer<fn(&Call) -> Option<String>, String>,
+}
+
+/// As [`CallState`], for the relay plane.
+#[derive(Clone, Debug)]
+pub struct RelayState {
+    relay_caps: RelayCapsLayer<SandboxOf, ClassOf, Arc<str>>,
+}
+
+type SandboxOf = fn(&RelayRequest) -> Option<Arc<str>>;
+type ClassOf = fn(&RelayRequest) -> Option<&'static str>;
+
 /// Handles on the layers of the call plane that can be read and changed while they are in use; `None` for a layer that
 /// the stack does not have.
 #[derive(Clone, Debug, Default)]
@@ -105,7 +122,22 @@ where
     R: Service<Call, Response = Response<Body>, Error = Infallible> + Clone + Send + Sync + 'static,
     R::Future: Send + 'static,
 {
-    let mut handles = CallHandles::default();
+    let state = CallState::new(values);
+    (call_plane_on(&state, stack, values, parts, router), state.handles(stack))
+}
+
+/// Builds the call plane around `router`, with the layers that count from `state`.
+pub fn call_plane_on<R>(
+    state: &CallState,
+    stack: &Stack,
+    values: &LayerConfigs,
+    parts: &CallParts,
+    router: R,
+) -> CallPlane
+where
+    R: Service<Call, Response = Response<Body>, Error = Infallible> + Clone + Send + Sync + 'static,
+    R::Future: Send + 'static,
+{
     // Fixed inner end.
     let mut plane: CallPlane = BoxCloneSyncService::new(router);
     for layer in stack.call.iter().rev() {
@@ -118,11 +150,7 @@ where
             CallLayer::Metrics => {
                 boxed(MetricsLayer::new(CallObserver::new(&parts.rules)).layer(plane))
             }
-            CallLayer::RateLimit => {
-                let layer = RateLimitLayer::new(&values.rate_limit, peer_ip);
-                handles.rate_limit = Some(layer.handle());
-                boxed(layer.layer(plane))
-            }
+            CallLayer::RateLimit => boxed(state.rate_limit.layer(plane)),
             CallLayer::Authenticate => authenticate_layer(stack, parts, plane),
             CallLayer::Authorize => boxed(AuthorizeLayer::new(decision(parts)).layer(plane)),
             CallLayer::Ocsf => {
@@ -133,21 +161,42 @@ where
                 let layer = DeadlineLayer::new(&values.deadline).exempt(is_stream(&parts.rules));
                 boxed(layer.layer(plane))
             }
-            CallLayer::ConcurrencyCap => {
-                let layer =
-                    ConcurrencyCapLayer::new(&concurrency_cap::Config::default(), principal_key);
-                handles.concurrency_cap = Some(layer.handle());
-                boxed(layer.layer(plane))
-            }
+            CallLayer::ConcurrencyCap => boxed(state.concurrency_cap.layer(plane)),
             CallLayer::BodyLimit => {
-                let layer = BodyLimitLayer::new(&body_limit::Config::default())
-                    .exempt(is_stream(&parts.rules));
+                let layer = BodyLimitLayer::new(&values.body_limit).exempt(is_stream(&parts.rules));
                 boxed(layer.layer(plane.map_request(|call: Request<_>| call.map(Body::new))))
             }
         };
     }
     // Fixed outer end.
-    (crate::respond::failure_table(plane), handles)
+    crate::respond::failure_table(plane)
+}
+
+impl CallState {
+    /// Nothing counted yet.
+    #[must_use]
+    pub fn new(values: &LayerConfigs) -> Self {
+        Self {
+            rate_limit: RateLimitLayer::new(&values.rate_limit, peer_ip),
+            concurrency_cap: ConcurrencyCapLayer::new(&values.concurrency_cap, principal_key),
+        }
+    }
+
+    /// Puts other values in force.
+    pub fn set(&self, values: &LayerConfigs) {
+        self.rate_limit.handle().set(&values.rate_limit);
+        self.concurrency_cap.handle().set(&values.concurrency_cap);
+    }
+
+    /// Handles on those that `stack` has.
+    #[must_use]
+    pub fn handles(&self, stack: &Stack) -> CallHandles {
+        let has = |layer| stack.call.contains(&layer);
+        CallHandles {
+            rate_limit: has(CallLayer::RateLimit).then(|| self.rate_limit.handle()),
+            concurrency_cap: has(CallLayer::ConcurrencyCap).then(|| self.concurrency_cap.handle()),
+        }
+    }
 }
 
 /// Boxes one stage. The layers that wrap the response body get it boxed again too, so that all stages have one type.
@@ -229,7 +278,21 @@ pub fn relay_plane(
     recorder: &Recorder,
     seed: u64,
 ) -> (RelayPlane, RelayHandles) {
-    let mut handles = RelayHandles::default();
+    let state = RelayState::new(values);
+    let plane = relay_plane_on(&state, stack, values, registry, recorder, seed);
+    (RelayPlane::new(plane), state.handles(stack))
+}
+
+/// Builds the relay plane around `registry`, with the layers that count from `state`.
+#[must_use]
+pub fn relay_plane_on(
+    state: &RelayState,
+    stack: &Stack,
+    values: &LayerConfigs,
+    registry: &Registry,
+    recorder: &Recorder,
+    seed: u64,
+) -> RelayStack {
     // Fixed inner end.
     let mut plane: RelayStack = BoxCloneSyncService::new(OpenAtRegistry::new(registry));
     for layer in stack.relay.iter().rev() {
@@ -242,15 +305,7 @@ pub fn relay_plane(
             RelayLayer::Metrics => {
                 BoxCloneSyncService::new(RelayMetricsLayer::new(RelayObserver).layer(plane))
             }
-            RelayLayer::RelayCaps => {
-                let layer = RelayCapsLayer::new(
-                    &values.relay_caps.layer(),
-                    |request: &RelayRequest| Some(Arc::clone(&request.sandbox_id)),
-                    |request: &RelayRequest| request.kind.class(),
-                );
-                handles.relay_caps = Some(layer.handle());
-                BoxCloneSyncService::new(layer.layer(plane))
-            }
+            RelayLayer::RelayCaps => BoxCloneSyncService::new(state.relay_caps.layer(plane)),
             RelayLayer::SessionWait => {
                 let sessions = registry.clone();
                 let layer = SessionWaitLayer::new(
@@ -264,5 +319,27 @@ pub fn relay_plane(
             }
         };
     }
-    (RelayPlane::new(plane), handles)
+    plane
+}
+
+impl RelayState {
+    /// Nothing counted yet.
+    #[must_use]
+    pub fn new(values: &LayerConfigs) -> Self {
+        let sandbox: SandboxOf = |request| Some(Arc::clone(&request.sandbox_id));
+        let class: ClassOf = |request| request.kind.class();
+        Self { relay_caps: RelayCapsLayer::new(&values.relay_caps.layer(), sandbox, class) }
+    }
+
+    /// Puts other values in force.
+    pub fn set(&self, values: &LayerConfigs) {
+        self.relay_caps.handle().set(&values.relay_caps.layer());
+    }
+
+    /// Handles on those that `stack` has.
+    #[must_use]
+    pub fn handles(&self, stack: &Stack) -> RelayHandles {
+        let there = stack.relay.contains(&RelayLayer::RelayCaps);
+        RelayHandles { relay_caps: there.then(|| self.relay_caps.handle()) }
+    }
 }

@@ -1,11 +1,13 @@
 //! The grammar of `postern` as a whole: the user's commands and the gateway's.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Config, Fault, SourceFile, Sources};
+use crate::reload::ConfigSource;
 
 /// A layered gateway for AI-agent sandboxes, and the command to use one.
 #[derive(Parser, Debug)]
@@ -41,6 +43,8 @@ pub enum Command {
         /// Configuration; that of the user when absent.
         file: Option<PathBuf>,
     },
+    /// The layers of each plane as a request meets them, with their values and a running gateway's counters.
+    Layers(super::layers::LayersArgs),
     /// Make a certificate authority and certificates for a gateway, or renew them.
     Certs(super::certs::CertsArgs),
     /// Run as the supervisor of a sandbox; drivers start it.
@@ -73,6 +77,9 @@ pub struct ServerArgs {
     /// Port for Prometheus metrics.
     #[arg(long)]
     metrics_port: Option<u16>,
+    /// Loopback port that shows the layers to operators; 0 is none.
+    #[arg(long)]
+    admin_port: Option<u16>,
     /// Log filter, such as `info` or `info,postern=debug`.
     #[arg(long)]
     log_level: Option<String>,
@@ -115,6 +122,9 @@ pub struct ServerArgs {
     /// Window of the rate limit.
     #[arg(long)]
     grpc_rate_limit_window_seconds: Option<u64>,
+    /// Whether the layers are shown on a free loopback port when nothing says where.
+    #[arg(skip)]
+    admin_by_default: bool,
 }
 
 impl ServerArgs {
@@ -135,6 +145,20 @@ impl ServerArgs {
         self.state_dir.as_deref()
     }
 
+    /// The layers are shown on a free loopback port, unless something says otherwise.
+    pub fn admin_by_default(&mut self) {
+        self.admin_by_default = true;
+    }
+
+    /// The file that [`load`](Self::load) reads, if there is one.
+    #[must_use]
+    pub fn file(&self) -> Option<PathBuf> {
+        match &self.config {
+            Some(path) => Some(path.clone()),
+            None => config::default_path(&environment()).filter(|path| path.exists()),
+        }
+    }
+
     /// As name and value, the way [`Sources`] has them.
     #[must_use]
     pub fn flags(&self) -> Vec<(String, String)> {
@@ -149,6 +173,7 @@ impl ServerArgs {
             ("--port", shown(self.port.as_ref())),
             ("--health-port", shown(self.health_port.as_ref())),
             ("--metrics-port", shown(self.metrics_port.as_ref())),
+            ("--admin-port", shown(self.admin_port.as_ref())),
             ("--log-level", self.log_level.clone()),
             ("--log-format", self.log_format.clone()),
             ("--state-dir", path(self.state_dir.as_ref())),
@@ -179,15 +204,27 @@ impl ServerArgs {
     /// All faults, or why the file cannot be read.
     pub fn load(&self) -> Result<Config, LoadError> {
         let environment = environment();
-        let file = match &self.config {
-            Some(path) => Some(read(path)?),
-            None => match config::default_path(&environment) {
-                Some(path) if path.exists() => Some(read(&path)?),
-                _ => None,
-            },
-        };
+        let file = self.file().map(|path| read(&path)).transpose()?;
         let sources = Sources { file, environment: for_config(environment), flags: self.flags() };
-        Config::load(&sources).map_err(|faults| LoadError::Faults { faults })
+        let mut config = Config::load(&sources).map_err(|faults| LoadError::Faults { faults })?;
+        if self.admin_by_default && self.admin_port.is_none() {
+            let free = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+            config.gateway.admin_bind_address.get_or_insert(free);
+        }
+        Ok(config)
+    }
+}
+
+impl ConfigSource for ServerArgs {
+    fn read(&self) -> Result<Config, Vec<String>> {
+        self.load().map_err(|error| match error {
+            LoadError::Faults { faults } => faults.iter().map(ToString::to_string).collect(),
+            other => vec![super::chain(&other)],
+        })
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        self.file().into_iter().collect()
     }
 }
 

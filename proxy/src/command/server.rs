@@ -1,11 +1,12 @@
 //! `postern gateway`: the server by its configuration.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use super::arguments::{LoadError, ServerArgs};
 use super::{EXIT_USAGE, chain, failed};
 use crate::config::Config;
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, Surroundings};
 use crate::telemetry;
 
 /// Serves until told to end, then drains.
@@ -19,14 +20,17 @@ pub async fn run(args: &ServerArgs) -> ExitCode {
         Err(error) => return failed(&chain(&error)),
     };
     telemetry::start_logging(&config.gateway.log_level, config.gateway.log_format);
-    match serve(config).await {
+    match serve(config, args).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(code) => code,
     }
 }
 
-async fn serve(config: Config) -> Result<(), ExitCode> {
-    let gateway = Gateway::start(config).await.map_err(|error| failed(&chain(&error)))?;
+async fn serve(config: Config, args: &ServerArgs) -> Result<(), ExitCode> {
+    let surroundings =
+        Surroundings { source: Some(Arc::new(args.clone())), ..Surroundings::default() };
+    let gateway =
+        Gateway::start_in(config, surroundings).await.map_err(|error| failed(&chain(&error)))?;
     tracing::info!(address = %gateway.address(), "gateway is ready");
     gateway.run_until_signalled().await;
     Ok(())

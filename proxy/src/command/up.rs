@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use clap::Args;
@@ -14,7 +15,7 @@ use tokio::io::AsyncReadExt as _;
 
 use super::arguments::{LoadError, ServerArgs};
 use super::{EXIT_USAGE, chain, failed};
-use crate::gateway::{Gateway, RunningGateway, StartError};
+use crate::gateway::{Gateway, RunningGateway, StartError, Surroundings};
 use crate::telemetry;
 
 /// How to run it.
@@ -83,6 +84,9 @@ async fn serve(args: UpArgs) -> Result<(), UpError> {
         up.gateway.endpoint(),
         up.name
     );
+    if let Some(address) = up.gateway.addresses().admin {
+        println!("its layers: http://{address}/");
+    }
     if exit_with_stdin {
         tokio::select! {
             () = up.gateway.signalled() => {}
@@ -122,11 +126,14 @@ impl Up {
         if args.ephemeral && args.server.state_dir().is_none() {
             args.server.default_state_dir(own_folder()?);
         }
+        args.server.admin_by_default();
         let config = args.server.load()?;
         telemetry::start_logging(&config.gateway.log_level, config.gateway.log_format);
         let state_dir = config.gateway.state_dir.clone();
         let tls = config.gateway.tls.is_some();
-        let gateway = Gateway::start(config).await?;
+        let source = Arc::new(args.server.clone());
+        let surroundings = Surroundings { source: Some(source), ..Surroundings::default() };
+        let gateway = Gateway::start_in(config, surroundings).await?;
         let certificates =
             if tls { Some(user_certificates(&state_dir.join("pki"))?) } else { None };
         let metadata = Metadata {

@@ -91,6 +91,8 @@ pub(super) const KEYS: &[Key] = &[
         "--metrics-port",
         "OPENSHELL_METRICS_PORT",
     ),
+    flagged("gateway.admin_bind_address", Kind::Address, "--admin-port", "POSTERN_ADMIN_PORT"),
+    key("gateway.unsafe_allow_admin_network", Kind::Switch),
     flagged("gateway.log_level", Kind::Text, "--log-level", "OPENSHELL_LOG_LEVEL"),
     flagged("gateway.compute_drivers", Kind::List, "--drivers", "OPENSHELL_DRIVERS"),
     key("gateway.ssh_session_ttl_secs", Kind::Number),

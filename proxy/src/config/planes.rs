@@ -16,6 +16,9 @@ pub enum Plane {
 }
 
 impl Plane {
+    /// All of them, as a request meets them.
+    pub const ALL: [Self; 3] = [Self::Connection, Self::Call, Self::Relay];
+
     /// The key of its list in `[openshell.stack]`.
     #[must_use]
     pub const fn key(self) -> &'static str {

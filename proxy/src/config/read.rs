@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -88,6 +88,8 @@ fn gateway(gateway: &mut GatewaySettings, values: &mut Values) {
     let beside = gateway.bind_address;
     gateway.health_bind_address = values.side_address("gateway.health_bind_address", beside);
     gateway.metrics_bind_address = values.side_address("gateway.metrics_bind_address", beside);
+    let loopback = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+    gateway.admin_bind_address = values.side_address("gateway.admin_bind_address", loopback);
     if let Some(level) = values.text("gateway.log_level") {
         if tracing_subscriber::EnvFilter::try_new(&level).is_err() {
             let message = format!(

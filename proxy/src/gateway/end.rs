@@ -10,7 +10,11 @@ use tokio::{
 };
 
 use super::RunningGateway;
-use crate::{auth::clock::WallClock, drain::Phase};
+use crate::{
+    admin,
+    drain::Phase,
+    reload::{Reloader, Trigger},
+};
 
 /// What both ends of a relay are told when its time is up.
 pub const CLOSE_REASON: &str = "the gateway is shutting down";
@@ -33,21 +37,27 @@ const REMOVE_GRACE: Duration = Duration::from_secs(30);
 const AUDIT_GRACE: Duration = Duration::from_secs(2);
 
 impl RunningGateway {
-    /// Resolves at SIGTERM or SIGINT. Meanwhile certificates are renewed in time, and SIGHUP reads the TLS files
-    /// again.
+    /// Resolves at SIGTERM or SIGINT. Meanwhile certificates are renewed in time, and SIGHUP reads the configuration
+    /// and the TLS files again.
     pub async fn signalled(&self) {
         let Some(mut signals) = Signals::install() else { return std::future::pending().await };
-        let clock = WallClock::system();
         let mut renewal = interval(Self::renewal_period());
         renewal.tick().await;
         loop {
             tokio::select! {
                 _ = signals.terminate.recv() => return,
                 _ = signals.interrupt.recv() => return,
-                _ = signals.hangup.recv() => self.reload_tls(&clock),
-                _ = renewal.tick() => self.reload_tls(&clock),
+                _ = signals.hangup.recv() => self.blocking(|reloader| drop(reloader.reload(Trigger::Signal))).await,
+                _ = renewal.tick() => self.blocking(Reloader::reload_tls).await,
             }
         }
+    }
+
+    /// Has files read where it does not hold up calls.
+    async fn blocking(&self, work: fn(&Reloader)) {
+        let reloader = self.reloader.clone();
+        // A panic has been told.
+        let _ = tokio::task::spawn_blocking(move || work(&reloader)).await;
     }
 
     /// Serves until SIGTERM or SIGINT, then drains; a second one closes everything at once.
@@ -137,6 +147,9 @@ impl RunningGateway {
             if let Ok(Err(error)) = flushed {
                 tracing::warn!(%error, "the audit log is not complete");
             }
+        }
+        if self.local.admin.is_some() {
+            admin::forget_address(&self.settings.state_dir);
         }
         tracing::info!("stopped");
     }

@@ -29,10 +29,10 @@ use crate::{
     health::Readiness,
     lifecycle::{self, Lifecycle},
     relay_plane::{
-        Budgets, RelayPlane,
         seams::{Leftovers, Minter, Sessions},
         ssh_sessions::SshSessions,
     },
+    reload::Relays,
     stack::{CallParts, RelayEndObserver},
     telemetry::MeteredStore,
 };
@@ -121,7 +121,7 @@ impl Ground {
         &self,
         config: &Config,
         lifecycle: Lifecycle,
-        plane: RelayPlane,
+        relays: &Relays,
         readiness: &Readiness,
     ) -> handlers::Parts {
         let info = GatewayInfo {
@@ -131,8 +131,8 @@ impl Ground {
         handlers::Parts {
             lifecycle,
             registry: self.registry.clone(),
-            plane,
-            budgets: Budgets::of(&config.stack, &config.layers.session_wait),
+            plane: relays.plane(),
+            budgets: relays.budgets(),
             ssh_sessions: self.ssh_sessions.clone(),
             issuer: self.issuer.clone(),
             clock: self.clock.clone(),

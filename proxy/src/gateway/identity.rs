@@ -39,7 +39,7 @@ pub(super) fn issuer(settings: &GatewaySettings) -> Result<SandboxTokenIssuer, S
 
 /// Where the listener's TLS comes from, and what sandboxes need of it.
 #[derive(Debug)]
-pub(super) struct TlsMaterial {
+pub(crate) struct TlsMaterial {
     material: Material,
     local: Option<Local>,
 }
@@ -106,13 +106,19 @@ fn names(bind: SocketAddr, more: &[String]) -> Vec<String> {
 }
 
 impl TlsMaterial {
+    /// The files that a listener's TLS comes from.
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
+        let Material { certificate, key, client_ca, .. } = &self.material;
+        [certificate, key].into_iter().chain(client_ca).cloned().collect()
+    }
+
     /// Reads the files.
-    pub(super) fn load(&self) -> Result<Arc<ServerConfig>, TlsError> {
+    pub(crate) fn load(&self) -> Result<Arc<ServerConfig>, TlsError> {
         self.material.load()
     }
 
     /// Makes certificates of the gateway's own anew that are near their end; says whether the listener's was.
-    pub(super) fn renew(&self, now: SystemTime) -> Result<bool, StartError> {
+    pub(crate) fn renew(&self, now: SystemTime) -> Result<bool, StartError> {
         let Some(local) = &self.local else { return Ok(false) };
         local.authority.sandbox(now)?;
         Ok(local.authority.server(&local.names, now)?.made)

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use postern_layers::{ocsf::Recorder, tls};
+use postern_layers::ocsf::Recorder;
 use postern_relay::registry::Registry;
 use postern_store::ObjectStore;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -35,18 +35,7 @@ impl RunningGateway {
         self.upkeep.spawn(reap_relays(self.registry.clone()));
         self.upkeep.spawn(self.exec.pool().reaper());
         self.upkeep.spawn(reap_records(store.clone(), ssh_sessions.clone(), clock));
-    }
-
-    /// Renews certificates of the gateway's own that are near their end and reads all TLS files again. New
-    /// connections get what is read; a fault keeps what there is and is logged.
-    pub fn reload_tls(&self, clock: &WallClock) {
-        let (Some(material), Some(handle)) = (&self.tls, &self.handles.connection.tls) else {
-            return;
-        };
-        if let Err(error) = material.renew(clock.now()) {
-            tracing::error!(%error, "certificates could not be renewed");
-        }
-        set(handle, material.load());
+        self.upkeep.spawn(self.reloader.clone().watch());
     }
 
     /// Sets the gauges of sessions and relays.
@@ -64,24 +53,9 @@ impl RunningGateway {
         })
     }
 
-    /// How often [`reload_tls`](Self::reload_tls) should run.
+    /// How often certificates should be looked at.
     pub(super) const fn renewal_period() -> Duration {
         RENEW_CERTIFICATES
-    }
-}
-
-fn set(
-    handle: &tls::Handle,
-    config: Result<Arc<rustls::ServerConfig>, crate::listen::tls::TlsError>,
-) {
-    match config {
-        Ok(config) => {
-            handle.set(config);
-            tracing::info!("TLS certificates read");
-        }
-        Err(error) => {
-            tracing::error!(%error, "TLS files do not fit; the old certificates stay in use")
-        }
     }
 }
 

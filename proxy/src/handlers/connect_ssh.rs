@@ -6,7 +6,6 @@
 //! an accepted CONNECT, so there the stream ends; SSH, which is all that travels here, notices a cut by itself.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::{Method, Request, Response, StatusCode};
 use hyper::upgrade::{OnUpgrade, Upgraded};
@@ -26,7 +25,7 @@ use crate::lifecycle::Lifecycle;
 use crate::relay_plane::gate::{Gate, Wish};
 use crate::relay_plane::ssh_sessions::{SessionKey, SshSessions};
 use crate::relay_plane::status::connect_status;
-use crate::relay_plane::{OpenedRelay, RelayKind};
+use crate::relay_plane::{Budgets, OpenedRelay, RelayKind};
 
 /// Bytes that one direction holds between socket and relay: one relay frame's worth.
 const COPY_BUFFER: usize = 64 * 1024;
@@ -41,7 +40,7 @@ pub struct ConnectSsh {
     /// Counts connections per token.
     pub sessions: SshSessions,
     /// How long to wait for a sandbox.
-    pub budget: Duration,
+    pub budgets: Budgets,
     /// The tasks of live connections.
     pub tasks: TaskTracker,
 }
@@ -81,7 +80,7 @@ impl ConnectSsh {
         let wish = Wish {
             target: Target::Ssh,
             kind: RelayKind::ConnectSsh,
-            budget: self.budget,
+            budget: self.budgets.ssh(),
             principal: Arc::new(principal),
             service_id: "".into(),
         };

@@ -30,7 +30,7 @@ use crate::auth::Principal;
 use crate::call_error::{CallError, ERROR_DOMAIN};
 use crate::lifecycle::Lifecycle;
 use crate::relay_plane::gate::Gate;
-use crate::relay_plane::{OpenError, OpenedRelay, RelayKind, RelayPlane, RelayRequest};
+use crate::relay_plane::{Budgets, OpenError, OpenedRelay, RelayKind, RelayPlane, RelayRequest};
 
 use self::running::{Feed, Running};
 
@@ -53,7 +53,7 @@ pub struct Exec {
     lifecycle: Lifecycle,
     gate: Gate,
     pool: SshPool<OpenIo>,
-    budget: Duration,
+    budgets: Budgets,
 }
 
 /// The relay plane as the pool needs it: a service that gives byte streams.
@@ -67,16 +67,16 @@ pub type ExecStream = Pin<Box<dyn Stream<Item = Result<ExecSandboxEvent, Status>
 
 impl Exec {
     /// Runs commands over relays of `plane`. A sandbox that is not Ready, or has no session, is waited for up to
-    /// `budget`.
+    /// the budget of exec calls.
     #[must_use]
     pub fn new(
         lifecycle: Lifecycle,
         gate: Gate,
         plane: RelayPlane,
-        budget: Duration,
+        budgets: Budgets,
         pool: postern_relay::ssh::PoolConfig,
     ) -> Self {
-        Self { lifecycle, gate, pool: SshPool::new(OpenIo(plane), pool), budget }
+        Self { lifecycle, gate, pool: SshPool::new(OpenIo(plane), pool), budgets }
     }
 
     /// The pooled connections: to reap them, and to end those of a sandbox that goes.
@@ -145,7 +145,8 @@ impl Exec {
         let scope = request.workspace_scope.as_ref();
         let record = self.lifecycle.resolve(&principal, scope, &request.sandbox).await?;
         let started = Instant::now();
-        self.gate.ready(&record, self.budget).await?;
+        let budget = self.budgets.exec();
+        self.gate.ready(&record, budget).await?;
         tracing::info!(
             sandbox_id = record.id(),
             caller = principal.key(),
@@ -157,7 +158,7 @@ impl Exec {
             sandbox_id: record.id().into(),
             target: Target::Ssh,
             kind: RelayKind::Exec,
-            budget: self.budget.saturating_sub(started.elapsed()),
+            budget: budget.saturating_sub(started.elapsed()),
             principal: Arc::new(principal),
             service_id: "exec".into(),
         };

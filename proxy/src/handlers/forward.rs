@@ -62,8 +62,8 @@ impl Forward {
             .into());
         };
         let (target, kind, budget) = match target(&init)? {
-            Target::Ssh => (Target::Ssh, RelayKind::Ssh, self.budgets.ssh),
-            tcp => (tcp, RelayKind::Forward, self.budgets.forward),
+            Target::Ssh => (Target::Ssh, RelayKind::Ssh, self.budgets.ssh()),
+            tcp => (tcp, RelayKind::Forward, self.budgets.forward()),
         };
         let scope =
             WorkspaceSelector { selection: Some(Selection::Workspace(init.workspace.clone())) };

@@ -22,6 +22,40 @@ use crate::{
 /// The connection plane, and every stage of it.
 pub type ConnectionPlane = BoxCloneSyncService<Connection, (), ConnectionError>;
 
+/// The layers that are kept when the plane is built again with other values: what counts, and TLS, whose files are
+/// read on their own.
+#[derive(Clone, Debug)]
+pub struct ConnectionState {
+    connection_cap: ConnectionCapLayer,
+    tls: Option<TlsLayer>,
+}
+
+impl ConnectionState {
+    /// No connection yet.
+    #[must_use]
+    pub fn new(values: &LayerConfigs, tls: Option<Arc<ServerConfig>>) -> Self {
+        let connection_cap = ConnectionCapLayer::new(&values.connection_cap);
+        Self { connection_cap, tls: tls.map(TlsLayer::new) }
+    }
+
+    /// Puts other values in force.
+    pub fn set(&self, values: &LayerConfigs) {
+        self.connection_cap.handle().set(&values.connection_cap);
+    }
+
+    /// Handles on those that `stack` has.
+    #[must_use]
+    pub fn handles(&self, stack: &Stack) -> ConnectionHandles {
+        let has = |layer| stack.connection.contains(&layer);
+        let tls = self.tls.as_ref().filter(|_| has(ConnectionLayer::Tls));
+        ConnectionHandles {
+            connection_cap: has(ConnectionLayer::ConnectionCap)
+                .then(|| self.connection_cap.handle()),
+            tls: tls.map(TlsLayer::handle),
+        }
+    }
+}
+
 /// Handles on the layers that can be read and changed while they are in use; `None` for a layer that is not there.
 #[derive(Clone, Debug, Default)]
 pub struct ConnectionHandles {
@@ -42,7 +76,19 @@ pub fn connection_plane(
     calls: CallPlane,
     drain: Watch,
 ) -> (ConnectionPlane, ConnectionHandles) {
-    let mut handles = ConnectionHandles::default();
+    let state = ConnectionState::new(values, tls);
+    (connection_plane_on(&state, stack, values, calls, drain), state.handles(stack))
+}
+
+/// Builds the connection plane around `calls`, with the layers that are kept from `state`.
+#[must_use]
+pub fn connection_plane_on(
+    state: &ConnectionState,
+    stack: &Stack,
+    values: &LayerConfigs,
+    calls: CallPlane,
+    drain: Watch,
+) -> ConnectionPlane {
     // Flow control is a property of the inner end, not a service around it.
     let h2 = stack.connection.contains(&ConnectionLayer::H2Window).then_some(&values.h2_window);
     // Fixed inner end.
@@ -50,26 +96,20 @@ pub fn connection_plane(
     for layer in stack.connection.iter().rev() {
         plane = match layer {
             ConnectionLayer::ConnectionCap => {
-                let layer = ConnectionCapLayer::new(&values.connection_cap);
-                handles.connection_cap = Some(layer.handle());
-                BoxCloneSyncService::new(layer.layer(plane))
+                BoxCloneSyncService::new(state.connection_cap.layer(plane))
             }
             ConnectionLayer::HandshakeDeadline => {
                 let layer = HandshakeDeadlineLayer::new(&values.handshake_deadline);
                 BoxCloneSyncService::new(layer.layer(plane))
             }
-            ConnectionLayer::Tls => match &tls {
+            ConnectionLayer::Tls => match &state.tls {
                 None => plane,
-                Some(config) => {
-                    let layer = TlsLayer::new(Arc::clone(config));
-                    handles.tls = Some(layer.handle());
-                    BoxCloneSyncService::new(layer.layer(plane))
-                }
+                Some(layer) => BoxCloneSyncService::new(layer.layer(plane)),
             },
             ConnectionLayer::H2Window => plane,
         };
     }
-    (plane, handles)
+    plane
 }
 
 /// Connections that a side port (health, metrics) serves at a time: a few probers and scrapers.

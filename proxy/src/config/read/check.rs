@@ -5,6 +5,7 @@ use super::Values;
 
 pub(super) fn all(config: &Config, values: &mut Values) {
     ports(config, values);
+    admin(config, values);
     tls(config, values);
     users(config, values);
     tokens(values);
@@ -16,6 +17,7 @@ fn ports(config: &Config, values: &mut Values) {
     let side = [
         ("health_bind_address", gateway.health_bind_address),
         ("metrics_bind_address", gateway.metrics_bind_address),
+        ("admin_bind_address", gateway.admin_bind_address),
     ];
     for (name, address) in side {
         let Some(address) = address else { continue };
@@ -31,6 +33,19 @@ fn ports(config: &Config, values: &mut Values) {
             values.fault_at(&format!("gateway.{name}"), message);
         }
         taken.push((name, address));
+    }
+}
+
+fn admin(config: &Config, values: &mut Values) {
+    let allowed = values.switch("gateway.unsafe_allow_admin_network").unwrap_or(false);
+    match config.gateway.admin_bind_address {
+        Some(address) if !address.ip().is_loopback() && !allowed => {
+            let message = format!(
+                "admin_bind_address = {address} shows the configuration to everybody who reaches it; bind to 127.0.0.1, or write unsafe_allow_admin_network = true beside it if you mean it"
+            );
+            values.fault_at("gateway.admin_bind_address", message);
+        }
+        _ => {}
     }
 }
 
