@@ -65,10 +65,7 @@ pub(crate) fn elsewhere(layer: &str, config: &Config) -> Vec<Setting> {
             ("ssh_session_token".into(), true.into()),
             ("sandbox_token".into(), true.into()),
             ("client_certificate".into(), gateway.users.mtls.into()),
-            (
-                "unauthenticated_is_local_developer".into(),
-                gateway.users.allow_unauthenticated.into(),
-            ),
+            ("local_developer".into(), gateway.users.allow_unauthenticated.into()),
         ],
         "ocsf"
             if config.layers.ocsf.sink == AuditSink::File && config.layers.ocsf.path.is_none() =>

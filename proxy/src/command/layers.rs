@@ -251,7 +251,7 @@ fn layer_text(text: &mut String, number: usize, layer: &LayerReport) {
         } else {
             format!("set; default {}", shown(default))
         };
-        line(text, &format!("    |     {key:<18} {:<14} {mark}", shown(value)));
+        line(text, &format!("    |     {key:<20} {:<16} {mark}", shown(value)));
     }
     if !layer.counters.is_empty() {
         line(text, &format!("    |     now: {}", counters(&layer.counters)));
