@@ -207,7 +207,7 @@ async fn either_body_dropped_early_cuts_the_relay() {
     let to_client = opened.splice(body);
     drop(to_supervisor);
     let (_, status) = read_all(to_client).await;
-    assert_code(&status, Code::Cancelled);
+    assert_code(&status, Code::Unavailable);
     let (end, tell) = ends.only();
     assert_eq!((end.ended_by, tell), (Side::Supervisor, false));
 }
