@@ -253,7 +253,7 @@ mod tests {
             (request(&vec!["a"; MAX_ARGUMENTS + 1]), "command"),
             (request(&["echo", &long]), "command"),
             (request(&["echo", "a\0b"]), "command"),
-            (request(&vec!["y".repeat(30_000).as_str(); 9]), "command"),
+            (request(&["y".repeat(30_000).as_str(); 9]), "command"),
             (env("1A", ""), "environment"),
             (env("A-B", ""), "environment"),
             (env("", ""), "environment"),
