@@ -272,6 +272,62 @@ fn relay_plane(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// A stage of a stack that is put together from a file.
+type Stage = BoxCloneSyncService<Call, Response<BoxBody>, Infallible>;
+
+fn stage<S, B>(service: S) -> Stage
+where
+    S: Service<Call, Response = Response<B>, Error = Infallible, Future: Send>,
+    S: Clone + Send + Sync + 'static,
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    BoxCloneSyncService::new(service.map_response(|response: Response<B>| {
+        response.map(|body| body.map_err(Into::into).boxed_unsync())
+    }))
+}
+
+/// Whole planes, every layer boxed: without any layer, and with those that a gateway has by default.
+fn whole_planes(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("plane");
+    let mut empty = stage(Inner);
+    group.bench_function("call/[]", |bench| bench.iter(|| call(&mut empty)));
+    let key = |request: &Call| Some(request.uri().path().len());
+    let judge = |_: &Parts| ready(Outcome::Principal(7u32));
+    let endless = Quota { calls: u32::MAX, per: Duration::from_secs(1), burst: u32::MAX };
+    let rate = rate_limit::Config { per_key: Some(endless), ..rate_limit::Config::default() };
+    let audit = ApiAudit::new((), ocsf::object::Service::new("bench"));
+    let plane = stage(DeadlineLayer::new(&deadline::Config::default()).layer(Inner));
+    let plane = stage(OcsfLayer::new(audit, recorder()).layer(plane));
+    let plane = stage(AuthorizeLayer::new(|_: &Call| ready(Ok(()))).layer(plane));
+    let plane = stage(AuthenticateLayer::<_, u32>::new(from_fn(judge)).layer(plane));
+    let plane = stage(RateLimitLayer::new(&rate, key).layer(plane));
+    let plane = stage(MetricsLayer::new(()).layer(plane));
+    let ids = SeededRequestIds::new(1);
+    let mut all = stage(RequestIdLayer::new(&request_id::Config::default(), ids).layer(plane));
+    group.bench_function("call/all 7", |bench| bench.iter(|| call(&mut all)));
+
+    let mut empty: BoxCloneSyncService<u64, Relay, Refusal> = BoxCloneSyncService::new(Opener);
+    group.bench_function("relay/[]", |bench| {
+        bench.iter(|| run(&mut empty, black_box(7)).0.is_some())
+    });
+    let caps = relay_caps::Config {
+        classes: [("ssh".to_owned(), 20)].into(),
+        ..relay_caps::Config::default()
+    };
+    let caps = RelayCapsLayer::new(&caps, |key: &u64| Some(*key), |_: &u64| Some("ssh"));
+    let retry = |_: &Refusal| true;
+    let wait = session_wait::Config::default();
+    let wait = SessionWaitLayer::new(wait, retry, Duration::from_secs(15), (), ());
+    let plane = BoxCloneSyncService::new(wait.layer(Opener));
+    let plane = BoxCloneSyncService::new(caps.layer(plane));
+    let plane = BoxCloneSyncService::new(RelayMetricsLayer::new(()).layer(plane));
+    let mut all = BoxCloneSyncService::new(OcsfRelayLayer::new(Nothing, recorder()).layer(plane));
+    group.bench_function("relay/all 4", |bench| {
+        bench.iter(|| run(&mut all, black_box(7)).0.is_some())
+    });
+    group.finish();
+}
+
 fn connection_plane(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("connection");
     group.bench_function("bare", |bench| bench.iter(|| run(&mut Server, black_box(Socket))));
@@ -295,6 +351,7 @@ fn layers(criterion: &mut Criterion) {
     let _entered = runtime.enter();
     call_plane(criterion);
     relay_plane(criterion);
+    whole_planes(criterion);
     connection_plane(criterion);
 }
 
