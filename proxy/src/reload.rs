@@ -68,6 +68,8 @@ pub enum Outcome {
         changed: Vec<Change>,
         /// Tables whose changes wait for a restart.
         needs_restart: Vec<String>,
+        /// Why the TLS files were not taken; none if they were.
+        faults: Vec<String>,
     },
     /// Nothing changed.
     Refused {
@@ -113,6 +115,8 @@ struct Shared {
     handles: Handles,
     clock: WallClock,
     seed: u64,
+    /// The files at the last reading, so that a signal and the look after it read them once.
+    watched: Mutex<Watched>,
     /// Held while a reading is put in force, so that two do not mix. Never over an await.
     running: Mutex<Running>,
 }
@@ -141,8 +145,9 @@ impl Reloader {
     pub(crate) fn new(parts: Parts) -> Self {
         let Parts { source, tls, planes, clock, seed, config } = parts;
         let handles = planes.handles();
+        let watched = Mutex::new(Watched::new(files(source.as_deref(), tls.as_ref())));
         let running = Mutex::new(Running { config, applied: 0, last: None });
-        let shared = Shared { source, tls, planes, handles, clock, seed, running };
+        let shared = Shared { source, tls, planes, handles, clock, seed, watched, running };
         Self { shared: Arc::new(shared) }
     }
 
@@ -158,7 +163,7 @@ impl Reloader {
         let running = self.shared.running.lock();
         Status {
             config: running.config.clone(),
-            files: self.shared.files(),
+            files: files(self.shared.source.as_deref(), self.shared.tls.as_ref()),
             applied: running.applied,
             last: running.last.clone(),
         }
@@ -166,28 +171,34 @@ impl Reloader {
 
     /// Reads the configuration and the TLS files again. Blocks for as long as reading a few files takes.
     pub fn reload(&self, trigger: Trigger) -> Outcome {
-        self.reload_tls();
         let shared = &self.shared;
+        // First, so that what is saved while it is being read is noticed at the next look.
+        shared.watched.lock().changed();
+        let tls_fault = self.reload_tls();
         let mut running = shared.running.lock();
-        let outcome = match &shared.source {
-            None => Outcome::Applied { changed: Vec::new(), needs_restart: Vec::new() },
+        let mut outcome = match &shared.source {
+            None => Outcome::applied(Vec::new(), Vec::new()),
             Some(source) => match source.read() {
                 Ok(config) => shared.take(&mut running, config),
                 Err(reasons) => Outcome::Refused { reasons },
             },
         };
+        match &mut outcome {
+            Outcome::Applied { faults, .. } => faults.extend(tls_fault),
+            Outcome::Refused { reasons } => reasons.extend(tls_fault),
+        }
         tell(&outcome, trigger);
         running.last = Some(Last { at: shared.clock.now(), trigger, outcome: outcome.clone() });
         outcome
     }
 
     /// Renews certificates of the gateway's own that are near their end and reads all TLS files again. New
-    /// connections get what is read; a fault keeps what there is and is logged.
-    pub fn reload_tls(&self) {
+    /// connections get what is read; a fault keeps what there is, is logged, and comes back.
+    pub fn reload_tls(&self) -> Option<String> {
         let (Some(material), Some(handle)) =
             (&self.shared.tls, &self.shared.handles.connection.tls)
         else {
-            return;
+            return None;
         };
         if let Err(error) = material.renew(self.shared.clock.now()) {
             tracing::error!(%error, "certificates could not be renewed");
@@ -196,16 +207,17 @@ impl Reloader {
             Ok(config) => {
                 handle.set(config);
                 tracing::info!("TLS certificates read");
+                None
             }
             Err(error) => {
                 tracing::error!(%error, "TLS files do not fit; the old certificates stay in use");
+                Some(error.to_string())
             }
         }
     }
 
     /// Looks at the files from time to time, and reloads when one changed. Never returns.
     pub(crate) async fn watch(self) {
-        let mut watched = Watched::new(self.shared.files());
         let mut looks = tokio::time::interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -213,27 +225,33 @@ impl Reloader {
             let this = self.clone();
             // File systems that hang must not hold up calls.
             let looked = tokio::task::spawn_blocking(move || {
-                if watched.changed() {
+                let changed = this.shared.watched.lock().changed();
+                if changed {
                     this.reload(Trigger::FileChange);
                 }
-                watched
             });
-            match looked.await {
-                Ok(files) => watched = files,
+            if looked.await.is_err() {
                 // Cancelled at the end of the runtime, or a panic that has been told.
-                Err(_) => return,
+                return;
             }
         }
     }
 }
 
-impl Shared {
-    fn files(&self) -> Vec<PathBuf> {
-        let mut files = self.source.as_ref().map(|source| source.files()).unwrap_or_default();
-        files.extend(self.tls.iter().flat_map(TlsMaterial::files));
-        files
+impl Outcome {
+    fn applied(changed: Vec<Change>, needs_restart: Vec<String>) -> Self {
+        Self::Applied { changed, needs_restart, faults: Vec::new() }
     }
+}
 
+/// What is watched.
+fn files(source: Option<&dyn ConfigSource>, tls: Option<&TlsMaterial>) -> Vec<PathBuf> {
+    let mut files = source.map(ConfigSource::files).unwrap_or_default();
+    files.extend(tls.into_iter().flat_map(TlsMaterial::files));
+    files
+}
+
+impl Shared {
     /// Puts the values of `config` in force, if it is a configuration of this very stack.
     fn take(&self, running: &mut Running, config: Config) -> Outcome {
         let reasons = other_order(&running.config.stack, &config.stack);
@@ -259,7 +277,7 @@ impl Shared {
             self.planes.set(&layers, seed);
             running.config.layers = layers;
         }
-        Outcome::Applied { changed, needs_restart }
+        Outcome::applied(changed, needs_restart)
     }
 }
 
@@ -297,7 +315,8 @@ fn tell(outcome: &Outcome, trigger: Trigger) {
                 "the configuration is not taken; the running values stay"
             );
         }
-        Outcome::Applied { changed, needs_restart } => {
+        // Faults of TLS files are told where they are found.
+        Outcome::Applied { changed, needs_restart, .. } => {
             for change in changed {
                 let Change { key, from, to } = change;
                 tracing::info!(?trigger, key, %from, %to, "value changed");

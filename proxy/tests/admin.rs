@@ -1,7 +1,7 @@
 //! What operators see and tune: the admin endpoint, its page in a real browser, and values that reload in a running
 //! gateway, with relays open all the while.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, unreachable_pub)]
 
 #[macro_use]
 #[path = "support/up.rs"]

@@ -214,12 +214,13 @@ fn text(report: &Report) -> String {
     }
     if let Some(last) = report.reload.as_ref().and_then(|reload| reload.last.as_ref()) {
         let outcome = match &last.outcome {
-            crate::reload::Outcome::Applied { changed, needs_restart } => {
+            crate::reload::Outcome::Applied { changed, needs_restart, faults } => {
                 let waits = match needs_restart.as_slice() {
                     [] => String::new(),
                     tables => format!("; waits for a restart: {}", tables.join(", ")),
                 };
-                format!("{} values changed{waits}", changed.len())
+                let faults: String = faults.iter().map(|fault| format!("; {fault}")).collect();
+                format!("{} values changed{waits}{faults}", changed.len())
             }
             crate::reload::Outcome::Refused { reasons } => {
                 format!("not taken: {}", reasons.join("; "))

@@ -48,7 +48,7 @@ impl RunningGateway {
                 _ = signals.terminate.recv() => return,
                 _ = signals.interrupt.recv() => return,
                 _ = signals.hangup.recv() => self.blocking(|reloader| drop(reloader.reload(Trigger::Signal))).await,
-                _ = renewal.tick() => self.blocking(Reloader::reload_tls).await,
+                _ = renewal.tick() => self.blocking(|reloader| drop(reloader.reload_tls())).await,
             }
         }
     }

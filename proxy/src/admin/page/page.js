@@ -122,6 +122,10 @@ function reloadNote(reload) {
       box.className = "waiting";
       lines.push(`waits for a restart: ${last.needs_restart.join(", ")}`);
     }
+    if (last.faults.length) {
+      box.className = "refused";
+      lines.push(...last.faults.map((fault) => `the TLS files from before stay in use: ${fault}`));
+    }
   }
   box.append(make("p", "", when, text));
   if (lines.length) box.append(make("ul", "", ...lines.map((line) => make("li", "", line))));
