@@ -12,7 +12,7 @@ mod endpoint;
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use nix::sys::signal::{Signal, kill};
@@ -202,23 +202,8 @@ fn twenty_reloads_under_load_drop_nothing() {
             let mut command = sandbox.openssh("ssh", &[&sandbox.host(), "cat"]);
             command.stdin(Stdio::piped()).stdout(Stdio::piped());
             let (over, echoed) = (&over, &echoed);
-            scope.spawn(move || {
-                let mut child = command.spawn().unwrap();
-                let (mut to, mut from) =
-                    (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-                let mut chunk = vec![u8::try_from(number).unwrap(); 16 * 1024];
-                let mut back = chunk.clone();
-                while !over.load(Ordering::Relaxed) {
-                    chunk[0] = chunk[0].wrapping_add(1);
-                    to.write_all(&chunk).expect("the relay takes bytes");
-                    from.read_exact(&mut back).expect("the relay brings them back");
-                    assert!(chunk == back, "bytes were changed");
-                    echoed.fetch_add(1, Ordering::Relaxed);
-                }
-                drop(to);
-                assert_eq!(from.read(&mut back).unwrap(), 0, "nothing is left over");
-                assert!(child.wait().unwrap().success(), "a relay was dropped");
-            });
+            let number = u8::try_from(number).unwrap();
+            scope.spawn(move || echo(command, number, over, echoed));
         }
         scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
@@ -249,6 +234,24 @@ fn twenty_reloads_under_load_drop_nothing() {
     eprintln!(
         "{ROUNDS} reloads, {LIVE} relays: {echoed} echoes of 16 KiB, {ran} exec calls, none lost"
     );
+}
+
+/// Sends chunks through one relay and expects each back, until it is over.
+fn echo(mut command: Command, number: u8, over: &AtomicBool, echoed: &AtomicU32) {
+    let mut child = command.spawn().unwrap();
+    let (mut to, mut from) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let mut chunk = vec![number; 16 * 1024];
+    let mut back = chunk.clone();
+    while !over.load(Ordering::Relaxed) {
+        chunk[0] = chunk[0].wrapping_add(1);
+        to.write_all(&chunk).expect("the relay takes bytes");
+        from.read_exact(&mut back).expect("the relay brings them back");
+        assert!(chunk == back, "bytes were changed");
+        echoed.fetch_add(1, Ordering::Relaxed);
+    }
+    drop(to);
+    assert_eq!(from.read(&mut back).unwrap(), 0, "nothing is left over");
+    assert!(child.wait().unwrap().success(), "a relay was dropped");
 }
 
 /// Ends the load also when an assertion fails.
@@ -299,7 +302,7 @@ fn the_page_runs_in_a_browser() {
     let admin = Admin::of(&up);
     let profile = admin.folder.join("browser");
     let output = up::finish(
-        std::process::Command::new("chromium")
+        Command::new("chromium")
             .args(["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"])
             .args(["--timeout=20000", "--virtual-time-budget=6000", "--dump-dom"])
             .arg(format!("--user-data-dir={}", profile.display()))

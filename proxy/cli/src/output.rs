@@ -26,7 +26,7 @@ pub fn print(text: &str) -> Result<(), CliError> {
 /// Writes one line to standard output.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn line(text: &str) -> Result<(), CliError> {
     print(&format!("{text}\n"))
 }
@@ -40,7 +40,7 @@ pub fn note(text: &str) {
 /// Writes a value as indented JSON.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn json(value: &Value) -> Result<(), CliError> {
     line(&format!("{value:#}"))
 }

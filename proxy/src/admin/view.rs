@@ -98,20 +98,7 @@ impl View {
                     ]
                 })
                 .collect(),
-            "rate_limit" => handles
-                .call
-                .rate_limit
-                .iter()
-                .flat_map(|handle| {
-                    let counts = handle.counts();
-                    [
-                        Counter::total("passed", counts.passed),
-                        Counter::total("refused", counts.refused),
-                        Counter::now("peers counted", counts.keys)
-                            .capped(u64::try_from(values.rate_limit.max_keys).unwrap_or(u64::MAX)),
-                    ]
-                })
-                .collect(),
+            "rate_limit" => self.rate_limit(values),
             "concurrency_cap" => handles
                 .call
                 .concurrency_cap
@@ -122,22 +109,7 @@ impl View {
                     [Counter::now("calls", now).capped(cap), Counter::total("refused", refused)]
                 })
                 .collect(),
-            "relay_caps" => handles
-                .relay
-                .relay_caps
-                .iter()
-                .flat_map(|handle| {
-                    let counts = handle.counts();
-                    [
-                        Counter::now("pending", counts.pending)
-                            .capped(values.relay_caps.pending.into()),
-                        Counter::now("live", counts.live).capped(values.relay_caps.live.into()),
-                        Counter::now("sandboxes with relays", handle.keys()),
-                        Counter::total("opened", counts.opened),
-                        Counter::total("refused", counts.refused),
-                    ]
-                })
-                .collect(),
+            "relay_caps" => self.relay_caps(values),
             // Both planes write to one recorder, which is shown once.
             "ocsf" if plane == "call" => {
                 let counts = self.recorder.counts();
@@ -149,6 +121,29 @@ impl View {
             }
             _ => Vec::new(),
         }
+    }
+
+    fn rate_limit(&self, values: &LayerConfigs) -> Vec<Counter> {
+        let Some(handle) = &self.reloader.handles().call.rate_limit else { return Vec::new() };
+        let counts = handle.counts();
+        let keys = u64::try_from(values.rate_limit.max_keys).unwrap_or(u64::MAX);
+        vec![
+            Counter::total("passed", counts.passed),
+            Counter::total("refused", counts.refused),
+            Counter::now("peers counted", counts.keys).capped(keys),
+        ]
+    }
+
+    fn relay_caps(&self, values: &LayerConfigs) -> Vec<Counter> {
+        let Some(handle) = &self.reloader.handles().relay.relay_caps else { return Vec::new() };
+        let counts = handle.counts();
+        vec![
+            Counter::now("pending", counts.pending).capped(values.relay_caps.pending.into()),
+            Counter::now("live", counts.live).capped(values.relay_caps.live.into()),
+            Counter::now("sandboxes with relays", handle.keys()),
+            Counter::total("opened", counts.opened),
+            Counter::total("refused", counts.refused),
+        ]
     }
 }
 

@@ -11,12 +11,13 @@ use postern::auth::ssh_session::SshSessionToken;
 use postern::config::{LayerConfigs, Stack};
 use postern::drain::Drain;
 use postern::handlers::identity_info::GatewayInfo;
+use postern::handlers::router::Router;
 use postern::handlers::{Parts, assemble};
 use postern::lifecycle::{self, Lifecycle};
 use postern::relay_plane::Budgets;
 use postern::relay_plane::seams::{Leftovers, Minter, Sessions};
 use postern::relay_plane::ssh_sessions::SshSessions;
-use postern::stack::{self, CallParts, RelayHandles};
+use postern::stack::{self, CallParts, CallPlane, RelayHandles};
 use postern_driver_fake::FakeDriver;
 use postern_identity::{SandboxTokenIssuer, SigningKey};
 use postern_layers::ocsf::object::{Device, DeviceKind, Product};
@@ -106,7 +107,7 @@ impl Gateway {
             budgets: Budgets::of(&options.stack, &options.values.session_wait),
             ssh_sessions: ssh_sessions.clone(),
             issuer: Arc::clone(&issuer),
-            clock: clock.clone(),
+            clock,
             heartbeat: options.heartbeat,
             advertised: None,
             info: GatewayInfo {
@@ -116,17 +117,7 @@ impl Gateway {
             exec_pool: Default::default(),
             tasks: tasks.clone(),
         });
-        let parts = CallParts {
-            rules: Arc::new(AuthorizationTable::load().unwrap()),
-            sandbox_tokens: SandboxToken::new(issuer.verifier(), clock),
-            ssh_sessions: SshSessionToken::new(ssh_sessions.clone()),
-            client_certificates: true,
-            local_dev: options.local_dev,
-            recorder: recorder.clone(),
-            seed: 7,
-        };
-        let (calls, _) =
-            stack::call_plane(&options.stack, &options.values, &parts, assembled.router);
+        let calls = calls(&options, &issuer, &ssh_sessions, &recorder, assembled.router);
         let drain = Drain::new();
         let (connections, _) = postern::listen::connection_plane(
             &options.stack,
@@ -214,6 +205,26 @@ impl Gateway {
         self.recorder.flush().await;
         self.audit.lock().iter().filter(|line| line.contains(part)).cloned().collect()
     }
+}
+
+/// The call plane around a router.
+fn calls(
+    options: &Options,
+    issuer: &SandboxTokenIssuer,
+    ssh_sessions: &SshSessions,
+    recorder: &Recorder,
+    router: Router,
+) -> CallPlane {
+    let parts = CallParts {
+        rules: Arc::new(AuthorizationTable::load().unwrap()),
+        sandbox_tokens: SandboxToken::new(issuer.verifier(), WallClock::system()),
+        ssh_sessions: SshSessionToken::new(ssh_sessions.clone()),
+        client_certificates: true,
+        local_dev: options.local_dev,
+        recorder: recorder.clone(),
+        seed: 7,
+    };
+    stack::call_plane(&options.stack, &options.values, &parts, router).0
 }
 
 /// The lifecycle over a driver that keeps sandboxes in memory.
