@@ -1,7 +1,7 @@
 //! Conditions: the words in which a driver tells the gateway what the runtime did.
 //!
 //! The types, reasons and their meaning are the OpenShell contract's. Drivers build conditions
-//! with [`not_ready`], [`ready`] and [`suspended`]; the gateway reads a status with [`derive`], so
+//! with [`not_ready`], [`ready`] and [`suspended`]; the gateway reads a status with [`derive()`], so
 //! that both sides agree on which reasons pass and which do not.
 
 use jiff::Timestamp;
