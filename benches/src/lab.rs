@@ -134,22 +134,29 @@ impl Lab {
     /// # Errors
     /// What the gateway says.
     pub async fn real_sandbox(&self, client: &Client, name: &str) -> Result<u16, BenchError> {
-        let program = self.program()?.display().to_string();
+        let program = program()?.display().to_string();
         let listen = format!("127.0.0.1:{TARGET_PORT}");
         let command = [&program, "role", "target", "--stay", "--listen", &listen];
         client.create(name, &command.map(str::to_owned)).await?;
         client.wait_ready(name).await?;
         Ok(TARGET_PORT)
     }
+}
 
-    /// This program where users of sandboxes may run it.
-    fn program(&self) -> Result<PathBuf, BenchError> {
-        let copy = self.folder.path().join("bench");
-        if !copy.exists() {
-            let own = std::env::current_exe().map_err(BenchError::io("find this program"))?;
-            fs::copy(own, &copy).map_err(BenchError::io("copy this program"))?;
+/// Folders that a sandbox has for itself, so that what the host keeps there cannot be seen in it.
+const PRIVATE: [&str; 6] = ["/tmp", "/var/tmp", "/home", "/root", "/run", "/dev"];
+
+/// This program, if sandboxes can see it.
+fn program() -> Result<PathBuf, BenchError> {
+    let own = std::env::current_exe().map_err(BenchError::io("find this program"))?;
+    match PRIVATE.iter().find(|folder| own.starts_with(folder)) {
+        None => Ok(own),
+        Some(folder) => {
+            let problem = format!(
+                "is in {folder}, of which sandboxes have their own; copy it to where they can run it, such as /opt"
+            );
+            Err(BenchError::unexpected(own.display().to_string(), problem))
         }
-        Ok(copy)
     }
 }
 

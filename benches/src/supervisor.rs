@@ -197,6 +197,6 @@ async fn carry(target: TcpStream, channel_id: &str, connection: &Connection) {
     let (body, bridge) = Bridge::new(target, relay_init(channel_id));
     // A requester that left meanwhile is no fault of anybody.
     if let Ok(response) = connection.open_stream(RELAY_STREAM_PATH, body).await {
-        bridge.run(response).await.settle().await;
+        drop(bridge.run(response).await);
     }
 }

@@ -17,6 +17,9 @@ use crate::target::{CHUNK, Order};
 /// Before the part that counts: windows have grown and caches are warm.
 const WARM_UP: Duration = Duration::from_millis(500);
 
+/// After a piece: what it left on the way is gone before the next one begins.
+const PAUSE: Duration = Duration::from_millis(300);
+
 /// Bytes of an echo: a keystroke with its SSH packet around it.
 const ECHO: usize = 32;
 
@@ -68,6 +71,7 @@ impl Work {
             Piece::Down(streams) => self.bulk(address, streams, false).await,
             Piece::Echo => self.echo(address).await,
         };
+        sleep(PAUSE).await;
         done.map_err(BenchError::io(format!("work through {address}")))
     }
 
