@@ -65,6 +65,10 @@ fn no_crate_uses_what_the_map_forbids() {
             let Some(to) = dependency["name"].as_str().and_then(|name| folders.get(name)) else {
                 continue;
             };
+            // A crate may name itself to switch its own features on for its tests.
+            if *to == from {
+                continue;
+            }
             edges += 1;
             let fits =
                 allowed.iter().any(|folder| to == folder || to.starts_with(&format!("{folder}/")));
