@@ -15,8 +15,11 @@ mod chain;
 mod document;
 mod work;
 
+use std::time::Duration;
+
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use postern_layers::units::parse_duration;
 
 use crate::access::H2Args;
 use crate::error::BenchError;
@@ -32,9 +35,9 @@ pub struct CompareArgs {
     /// Rounds. The figure is their median.
     #[arg(long, default_value_t = 5)]
     pub rounds: usize,
-    /// Seconds of each piece of work.
-    #[arg(long, default_value_t = 3)]
-    pub seconds: u64,
+    /// Time of each piece of work.
+    #[arg(long, default_value = "3s", value_parser = parse_duration)]
+    pub time: Duration,
     /// Leave the TLS chains out.
     #[arg(long)]
     pub plaintext: bool,
@@ -86,7 +89,7 @@ pub async fn run(arguments: &CompareArgs) -> Result<Vec<Outcome>, BenchError> {
     if let Ok(style) = ProgressStyle::with_template("{msg:44} {wide_bar:.cyan} {pos}/{len} {eta}") {
         bar.set_style(style);
     }
-    let work = Work { seconds: arguments.seconds };
+    let work = Work { time: arguments.time };
     for round in 0..arguments.rounds {
         for piece in Piece::ALL {
             for step in 0..chains.len() {

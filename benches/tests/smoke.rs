@@ -94,7 +94,7 @@ fn the_comparison_writes_its_page() {
     let folder = tempfile::tempdir().expect("a folder");
     let page = folder.path().join("benchmarks.md");
     let output = Command::new(env!("CARGO_BIN_EXE_postern-compare"))
-        .args(["--rounds", "1", "--seconds", "1", "--scripted", "--write"])
+        .args(["--rounds", "1", "--time", "200ms", "--scripted", "--write"])
         .arg(&page)
         .output()
         .expect("it starts");

@@ -42,7 +42,7 @@ fn run(arguments: Arguments) -> Result<(), BenchError> {
         .map_err(BenchError::io("start the runtime"))?;
     let outcomes = runtime.block_on(compare::run(&arguments.compare));
     let outcomes = outcomes?;
-    let rounds = (arguments.compare.rounds, arguments.compare.seconds);
+    let rounds = (arguments.compare.rounds, arguments.compare.time);
     let document = Document { host: &host, rounds, outcomes: &outcomes };
     println!("{}", document.table());
     if let Some(path) = &arguments.write {

@@ -1,6 +1,9 @@
 //! The comparison as a page: `docs/benchmarks.md`.
 
 use std::fmt::Write as _;
+use std::time::Duration;
+
+use postern_layers::units::format_duration;
 
 use super::{ChainKind, Outcome, Piece};
 use crate::host::Host;
@@ -10,8 +13,8 @@ use crate::host::Host;
 pub struct Document<'a> {
     /// Where it was measured.
     pub host: &'a Host,
-    /// How many rounds, of how many seconds.
-    pub rounds: (usize, u64),
+    /// How many rounds, and the time of each piece of work.
+    pub rounds: (usize, Duration),
     /// What was measured.
     pub outcomes: &'a [Outcome],
 }
@@ -66,7 +69,7 @@ impl Document<'_> {
     pub fn page(&self) -> String {
         let Host { processor, processors, memory_mib, kernel, version, commit, time, command } =
             self.host;
-        let (rounds, seconds) = self.rounds;
+        let (rounds, time_each) = (self.rounds.0, format_duration(self.rounds.1));
         format!(
             "# Benchmarks\n\n\
              Written by `postern-compare`; do not edit. Figures of another machine are other figures: what counts are\n\
@@ -74,7 +77,7 @@ impl Document<'_> {
              - Machine: {processors} x {processor}, {memory_mib} MiB, Linux {kernel}\n\
              - Postern {version}, commit {commit}, {time}\n\
              - Command: `cargo run --release -p postern-benches --bin {command}`\n\
-             - Each figure is the median of {rounds} rounds of {seconds} s; chains take turns in every round\n\n\
+             - Each figure is the median of {rounds} rounds of {time_each}; chains take turns in every round\n\n\
              A chain is three processes between client and target: forward, gateway and supervisor for the relay,\n\
              three copies for the hops, each hop with one thread. Aims: at least 0.9 for bytes, at most 2.5 for echoes.\n\n\
              {}\n\

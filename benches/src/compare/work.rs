@@ -56,8 +56,8 @@ impl Piece {
 /// How the work is done.
 #[derive(Debug, Clone, Copy)]
 pub struct Work {
-    /// Seconds that count.
-    pub seconds: u64,
+    /// Time that counts.
+    pub time: Duration,
 }
 
 impl Work {
@@ -89,7 +89,7 @@ impl Work {
         // What is on the way at the beginning and at the end is the same, so the client's side may count.
         sleep(WARM_UP).await;
         let (start, before) = (Instant::now(), meter.total());
-        let measured = sleep(Duration::from_secs(self.seconds));
+        let measured = sleep(self.time);
         let ended = tokio::select! {
             () = measured => None,
             ended = running.join_next() => ended,
@@ -108,7 +108,7 @@ impl Work {
         let latencies = Latencies::new(Instant::now());
         let mut message = [7; ECHO];
         let begun = Instant::now();
-        let end = begun + WARM_UP + Duration::from_secs(self.seconds);
+        let end = begun + WARM_UP + self.time;
         while Instant::now() < end {
             let start = Instant::now();
             socket.write_all(&message).await?;
