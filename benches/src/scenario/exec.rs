@@ -23,14 +23,17 @@ pub struct ExecArgs {
 pub(super) async fn run(arguments: &ExecArgs, plant: &PlantArgs) -> Result<Report, BenchError> {
     // A scripted supervisor runs nothing.
     let real = PlantArgs { real: true, ..plant.clone() };
-    let mut built = Plant::build(&real)?;
-    let sites = built.sites(&real, 1).await?;
+    let built = Plant::build(&real)?;
+    let rooms = built.rooms(&real).await?;
+    if rooms.is_empty() {
+        let problem = "named no sandbox; give --sandbox NAME";
+        return Err(BenchError::unexpected("the command line", problem));
+    }
     let client = Client::connect(&built.user).await?;
     let program: Arc<str> = arguments.program.as_str().into();
     let latencies = arrivals(&arguments.rate, "commands", |number| {
-        let site = &sites[usize::try_from(number).unwrap_or(usize::MAX) % sites.len()];
-        let (client, name, program) =
-            (client.clone(), Arc::clone(&site.name), Arc::clone(&program));
+        let room = &rooms[usize::try_from(number).unwrap_or(usize::MAX) % rooms.len()];
+        let (client, name, program) = (client.clone(), Arc::clone(room), Arc::clone(&program));
         async move {
             match client.exec(&name, &[&program]).await? {
                 0 => Ok(()),

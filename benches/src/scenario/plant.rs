@@ -192,6 +192,25 @@ impl Plant {
         Ok(sites)
     }
 
+    /// Names of sandboxes with real supervisors, for commands: without target and tokens.
+    ///
+    /// # Errors
+    /// When a sandbox does not come up.
+    pub async fn rooms(&self, arguments: &PlantArgs) -> Result<Vec<Arc<str>>, BenchError> {
+        if self.lab.is_none() {
+            return Ok(arguments.names.iter().map(|name| name.as_str().into()).collect());
+        }
+        let client = Client::connect(&self.user).await?;
+        let mut rooms = Vec::new();
+        for number in 0..arguments.sandboxes.max(1) {
+            let name = format!("load-{number}");
+            client.create(&name, &[]).await?;
+            client.wait_ready(&name).await?;
+            rooms.push(name.into());
+        }
+        Ok(rooms)
+    }
+
     async fn session(&mut self, identity: &Identity) -> Result<(), BenchError> {
         let session = Session::start(&self.supervisor, identity, &self.watch).await?;
         self.sessions.push(session);
